@@ -1,0 +1,399 @@
+"""The DuckDB file: the only module that imports duckdb.
+
+DuckDB lets one process hold a file, and while one writes no other can even read it. So nothing here stays open:
+a transaction opens, commits and closes; a reader opens for one query. Whoever finds the file taken tries again for
+`wait` seconds and then names the process that holds it. Tables only grow; the current state of a thing is a view.
+
+The database is made by `sql/migrations` (applied once, in order, after a copy of the file) and `sql/views`
+(created again when the folder's hash differs from the one stored). User SQL runs in `locked_query`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from graders import AlpaSiftError
+
+Connection = duckdb.DuckDBPyConnection
+
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "python_enable_replacements": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+
+
+class StoreError(AlpaSiftError):
+    """The database file cannot be used as it is."""
+
+
+class StoreBusy(StoreError):
+    """Another process holds the file; the message names it."""
+
+
+class QueryError(AlpaSiftError):
+    """A query of the user's is wrong, not allowed, or took too long."""
+
+
+def utc_now() -> datetime:
+    """Now, in UTC, without a zone: what the timestamp columns hold."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def hash_id(*parts: str | bytes) -> str:
+    """128 bits of sha256 over length-prefixed parts, written as a uuid."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return str(uuid.UUID(bytes=digest.digest()[:16]))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The answer to a query: column names, rows as tuples, and whether it was cut at the row limit."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    cut: bool = False
+
+    def dicts(self) -> list[dict[str, Any]]:
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class SqlText:
+    """One file of `sql/`: its name, the comment at its head, its text and the $parameters it takes."""
+
+    name: str
+    doc: str
+    text: str
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        code = re.sub(r"--[^\n]*|'[^']*'", "", self.text)
+        return tuple(dict.fromkeys(re.findall(r"\$([a-z_]+)", code)))
+
+
+def sql_texts(folder: str) -> list[SqlText]:
+    """The files of sql/`folder`, by name. Names lose their number: views/10_graded.sql is "graded"."""
+    found = []
+    for entry in sorted(resources.files("sql").joinpath(folder).iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".sql"):
+            text = entry.read_text("utf-8")
+            doc = " ".join(line[2:].strip() for line in _head_comment(text))
+            name = entry.name[:-4] if folder == "migrations" else re.sub(r"^\d+_", "", entry.name[:-4])
+            found.append(SqlText(name, doc, text))
+    return found
+
+
+def _head_comment(text: str) -> list[str]:
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        lines.append(line)
+    return lines
+
+
+def named_query(name: str) -> SqlText:
+    """The query sql/queries/`name`.sql. Raises QueryError with the list of names."""
+    queries = {q.name: q for q in sql_texts("queries")}
+    if name not in queries:
+        raise QueryError(f"no query is called {name!r}; there are {', '.join(queries)}")
+    return queries[name]
+
+
+class Store:
+    """One database file. Cheap to make; holds no connection between calls."""
+
+    def __init__(self, path: str | os.PathLike[str], wait: float = 30.0) -> None:
+        self.path = Path(path)
+        self.wait = wait
+
+    # -- opening ------------------------------------------------------------------------------------------------
+
+    def create(self) -> Store:
+        """Make the file if it is not there, migrate it, refresh its views. Raises StoreError when it is no database."""
+        if self.path.is_dir():
+            raise StoreError(f"{self.path} is a folder; --db wants the path of a database file")
+        if not self.path.parent.is_dir():
+            raise StoreError(f"the folder {self.path.parent} does not exist; make it, or give another --db")
+        if self.path.exists() and self.path.stat().st_size == 0:
+            raise StoreError(f"{self.path} is an empty file, not a database; delete it, or give another --db")
+        fresh = not self.path.exists()
+        try:
+            with self._connection(read_only=False, wait=self.wait) as con:
+                if fresh:
+                    self.path.chmod(0o600)
+                _migrate(con, self.path)
+        except BaseException:
+            if fresh:  # a database that was never finished is worse than none
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
+            raise
+        return self
+
+    def existing(self) -> Store:
+        """This store, checked and migrated if need be. Raises StoreError when there is no database yet."""
+        if not self.path.exists():
+            raise StoreError(f"there is no database {self.path} yet; `alpasift import FILE` makes it")
+        with self._connection(read_only=True, wait=self.wait) as con:
+            current = _is_current(con, self.path)
+        return self if current else self.create()
+
+    @contextlib.contextmanager
+    def _connection(self, *, read_only: bool, wait: float, config: Mapping[str, Any] | None = None) -> Iterator[Connection]:
+        con = _open(self.path, read_only, wait, {**_CONFIG, **(config or {})})
+        try:
+            yield con
+        finally:
+            con.close()
+
+    @contextlib.contextmanager
+    def transaction(self, wait: float | None = None) -> Iterator[Connection]:
+        """A connection inside one transaction, committed at the end of the block and rolled back on any error."""
+        with self._connection(read_only=False, wait=self.wait if wait is None else wait) as con:
+            con.execute("begin")
+            try:
+                yield con
+            except BaseException:
+                with contextlib.suppress(duckdb.Error):
+                    con.execute("rollback")
+                raise
+            try:
+                con.execute("commit")
+            except duckdb.Error as error:
+                raise _explain(error, self.path) from error
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[Connection]:
+        """A read-only connection for the queries of one look; close it soon, a writer waits for it."""
+        with self._connection(read_only=True, wait=self.wait) as con:
+            yield con
+
+    # -- queries ------------------------------------------------------------------------------------------------
+
+    def query(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        """The rows of the named query sql/queries/`name`.sql as dicts."""
+        with self.reader() as con:
+            return rows(con, named_query(name).text, parameters).dicts()
+
+    def locked_query(
+        self,
+        text: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        max_rows: int = 10_000,
+        seconds: float = 60.0,
+        memory: str = "2GB",
+    ) -> Rows:
+        """One statement of the user's, on a connection that can neither write, read a file nor change a setting.
+
+        Stops after `seconds` and after `max_rows` rows (`cut` then says so). Raises QueryError.
+        """
+        config = {"enable_external_access": False, "memory_limit": memory, "threads": min(4, os.cpu_count() or 1)}
+        with self._connection(read_only=True, wait=self.wait, config=config) as con:
+            con.execute("set lock_configuration = true")
+            return _limited(con, text, parameters or {}, max_rows, seconds)
+
+
+def rows(con: Connection, text: str, parameters: Mapping[str, Any] | None = None) -> Rows:
+    """All rows of one of our own queries."""
+    cursor = con.execute(text, dict(parameters)) if parameters else con.execute(text)
+    return Rows(tuple(d[0] for d in cursor.description or ()), cursor.fetchall())
+
+
+def scalar(con: Connection, text: str, parameters: Mapping[str, Any] | None = None) -> Any:
+    """The first value of the first row, None when there is no row."""
+    found = rows(con, text, parameters).rows
+    return found[0][0] if found else None
+
+
+def append(con: Connection, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]], unique: bool = False) -> int:
+    """Add rows to a table and return how many were new; with `unique`, rows whose key is there already are passed over.
+
+    `values` are rows in the order of `columns`, of plain Python values; a few thousand at a time.
+    """
+    if not values:
+        return 0
+    columns_sql = ", ".join(columns)
+    types = {r[0]: r[1] for r in con.execute("select column_name, data_type from duckdb_columns() where table_name = $t", {"t": table}).fetchall()}
+    arrays = [pa.array([_plain(row[i]) for row in values], type=_arrow_type(types[c])) for i, c in enumerate(columns)]
+    staged = pa.Table.from_arrays(arrays, names=list(columns))
+    con.register("staged_rows", staged)
+    try:
+        select = ", ".join(f"cast({c} as {types[c]})" for c in columns)
+        conflict = " on conflict do nothing" if unique else ""
+        added = con.execute(f"insert into {table} ({columns_sql}) select {select} from staged_rows{conflict}").fetchone()
+    finally:
+        con.unregister("staged_rows")
+    return int(added[0]) if added else 0
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, uuid.UUID) else value
+
+
+def _arrow_type(sql_type: str) -> pa.DataType:
+    if sql_type.startswith("DECIMAL"):
+        precision, scale = re.findall(r"\d+", sql_type)
+        return pa.decimal128(int(precision), int(scale))
+    plain = {"BIGINT": pa.int64(), "INTEGER": pa.int32(), "DOUBLE": pa.float64(), "TIMESTAMP": pa.timestamp("us")}
+    return plain.get(sql_type, pa.string())
+
+
+# -- opening, retrying and explaining ---------------------------------------------------------------------------
+
+
+def _open(path: Path, read_only: bool, wait: float, config: Mapping[str, Any]) -> Connection:
+    if read_only and not path.exists():
+        raise StoreError(f"there is no database {path} yet; `alpasift import FILE` makes it")
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return duckdb.connect(str(path), read_only=read_only, config=dict(config))
+        except duckdb.Error as error:
+            if "Could not set lock" not in str(error) and "different configuration" not in str(error):
+                raise _explain(error, path) from error
+            if time.monotonic() >= deadline:
+                raise StoreBusy(_who_holds(path, str(error), wait)) from error
+        time.sleep(random.uniform(0.005, 0.03))
+
+
+def _who_holds(path: Path, message: str, wait: float) -> str:
+    pid = re.search(r"PID (\d+)", message)
+    who = f"process {pid[1]}" if pid else "another process"
+    return f"{path} is held by {who} and was not free within {wait:.0f} s; close that program (a `duckdb` shell?) and run again"
+
+
+def _explain(error: duckdb.Error, path: Path) -> AlpaSiftError:
+    text = str(error)
+    if "not a valid DuckDB database" in text or "not a DuckDB" in text or isinstance(error, duckdb.SerializationException):
+        return StoreError(f"{path} is not a DuckDB database; give another --db")
+    if "No space left" in text or "out of disk" in text.lower():
+        return StoreError(f"the disk that holds {path} is full; nothing of this step was written. Free some space and run again")
+    if "Permission denied" in text or "Read-only file system" in text or "read-only" in text.lower():
+        return StoreError(f"{path} cannot be written here (permission denied); give a --db in a folder of yours")
+    if "version" in text and "storage" in text.lower():
+        return StoreError(f"{path} was written by a newer DuckDB; upgrade alpasift and duckdb. ({_first_line(text)})")
+    return StoreError(f"{path}: {_first_line(text)}")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:300] if text.strip() else "no message"
+
+
+# -- migrations and views ---------------------------------------------------------------------------------------
+
+
+def _views_hash() -> str:
+    return hashlib.sha256("\0".join(v.name + "\0" + v.text for v in sql_texts("views")).encode()).hexdigest()
+
+
+def _applied(con: Connection, path: Path) -> list[str]:
+    tables = {r[0] for r in con.execute("select table_name from duckdb_tables()").fetchall()}
+    if not tables:
+        return []
+    if "migrations" not in tables:
+        raise StoreError(f"{path} is a DuckDB database, but not one of alpasift's; give another --db")
+    applied = [r[0] for r in con.execute("select name from migrations order by name").fetchall()]
+    unknown = sorted(set(applied) - {m.name for m in sql_texts("migrations")})
+    if unknown:
+        raise StoreError(f"{path} was written by a newer alpasift (it has {unknown[-1]}); upgrade with `pip install -U alpasift`")
+    return applied
+
+
+def _is_current(con: Connection, path: Path) -> bool:
+    if len(_applied(con, path)) < len(sql_texts("migrations")):
+        return False
+    return scalar(con, "select views_hash from views_state order by recorded_at desc limit 1") == _views_hash()
+
+
+def _migrate(con: Connection, path: Path) -> None:
+    applied = _applied(con, path)
+    missing = [m for m in sql_texts("migrations") if m.name not in applied]
+    if applied and missing:
+        con.execute("checkpoint")
+        shutil.copy2(path, path.with_name(f"{path.name}.before_{missing[0].name}"))
+    changed = False
+    if not applied:
+        con.execute("begin")
+        con.execute("create table migrations (name varchar primary key, recorded_at timestamp not null)")
+        con.execute("create table views_state (views_hash varchar not null, recorded_at timestamp not null)")
+    for migration in missing:
+        if applied:
+            con.execute("begin")
+        con.execute(migration.text)
+        con.execute("insert into migrations values ($name, $now)", {"name": migration.name, "now": utc_now()})
+        if applied:
+            con.execute("commit")
+        changed = True
+    if not applied:
+        con.execute("insert into meta values ('ledger', $id), ('created_at', $now)", {"id": new_id(), "now": str(utc_now())})
+        con.execute("commit")
+    if scalar(con, "select views_hash from views_state order by recorded_at desc limit 1") != _views_hash():
+        con.execute("begin")
+        for view in sql_texts("views"):
+            con.execute(view.text)
+        con.execute("insert into views_state values ($hash, $now)", {"hash": _views_hash(), "now": utc_now()})
+        con.execute("commit")
+        changed = True
+    if changed:
+        con.execute("checkpoint")
+
+
+# -- user SQL ---------------------------------------------------------------------------------------------------
+
+
+def _limited(con: Connection, text: str, parameters: Mapping[str, Any], max_rows: int, seconds: float) -> Rows:
+    try:
+        statements = con.extract_statements(text)
+    except duckdb.Error as error:
+        raise QueryError(_first_line(str(error))) from error
+    if len(statements) != 1:
+        raise QueryError(f"give one statement; this holds {len(statements)}")
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        con.interrupt()
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        cursor = con.execute(statements[0], dict(parameters)) if parameters else con.execute(statements[0])
+        found = cursor.fetchmany(max_rows + 1)
+        columns = tuple(d[0] for d in cursor.description or ())
+    except duckdb.Error as error:
+        if stopped.is_set():
+            raise QueryError(f"the query was stopped after {seconds:g} s; narrow it, or raise --seconds") from error
+        raise QueryError(str(error).strip()) from error
+    except RuntimeError as error:  # DuckDB raises a plain RuntimeError for an interrupt during fetch
+        raise QueryError(f"the query was stopped after {seconds:g} s; narrow it, or raise --seconds") from error
+    finally:
+        timer.cancel()
+    return Rows(columns, found[:max_rows], cut=len(found) > max_rows)

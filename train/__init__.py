@@ -1,0 +1,1 @@
+"""A fine-tune that fits the card. Imports nothing of `batcher`."""
