@@ -165,7 +165,9 @@ class Store:
         return self if current else self.create()
 
     @contextlib.contextmanager
-    def _connection(self, *, read_only: bool, wait: float, config: Mapping[str, Any] | None = None) -> Iterator[Connection]:
+    def _connection(
+        self, *, read_only: bool, wait: float, config: Mapping[str, Any] | None = None
+    ) -> Iterator[Connection]:
         con = _open(self.path, read_only, wait, {**_CONFIG, **(config or {})})
         try:
             yield con
@@ -232,7 +234,9 @@ def scalar(con: Connection, text: str, parameters: Mapping[str, Any] | None = No
     return found[0][0] if found else None
 
 
-def append(con: Connection, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]], unique: bool = False) -> int:
+def append(
+    con: Connection, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]], unique: bool = False
+) -> int:
     """Add rows to a table and return how many were new; with `unique`, rows whose key is there already are passed over.
 
     `values` are rows in the order of `columns`, of plain Python values; a few thousand at a time.
@@ -240,14 +244,21 @@ def append(con: Connection, table: str, columns: Sequence[str], values: Sequence
     if not values:
         return 0
     columns_sql = ", ".join(columns)
-    types = {r[0]: r[1] for r in con.execute("select column_name, data_type from duckdb_columns() where table_name = $t", {"t": table}).fetchall()}
+    types = {
+        r[0]: r[1]
+        for r in con.execute(
+            "select column_name, data_type from duckdb_columns() where table_name = $t", {"t": table}
+        ).fetchall()
+    }
     arrays = [pa.array([_plain(row[i]) for row in values], type=_arrow_type(types[c])) for i, c in enumerate(columns)]
     staged = pa.Table.from_arrays(arrays, names=list(columns))
     con.register("staged_rows", staged)
     try:
         select = ", ".join(f"cast({c} as {types[c]})" for c in columns)
         conflict = " on conflict do nothing" if unique else ""
-        added = con.execute(f"insert into {table} ({columns_sql}) select {select} from staged_rows{conflict}").fetchone()
+        added = con.execute(
+            f"insert into {table} ({columns_sql}) select {select} from staged_rows{conflict}"
+        ).fetchone()
     finally:
         con.unregister("staged_rows")
     return int(added[0]) if added else 0
@@ -291,10 +302,16 @@ def _who_holds(path: Path, message: str, wait: float) -> str:
 
 def _explain(error: duckdb.Error, path: Path) -> AlpaSiftError:
     text = str(error)
-    if "not a valid DuckDB database" in text or "not a DuckDB" in text or isinstance(error, duckdb.SerializationException):
+    if (
+        "not a valid DuckDB database" in text
+        or "not a DuckDB" in text
+        or isinstance(error, duckdb.SerializationException)
+    ):
         return StoreError(f"{path} is not a DuckDB database; give another --db")
     if "No space left" in text or "out of disk" in text.lower():
-        return StoreError(f"the disk that holds {path} is full; nothing of this step was written. Free some space and run again")
+        return StoreError(
+            f"the disk that holds {path} is full; nothing of this step was written. Free some space and run again"
+        )
     if "Permission denied" in text or "Read-only file system" in text or "read-only" in text.lower():
         return StoreError(f"{path} cannot be written here (permission denied); give a --db in a folder of yours")
     if "version" in text and "storage" in text.lower():
@@ -322,7 +339,9 @@ def _applied(con: Connection, path: Path) -> list[str]:
     applied = [r[0] for r in con.execute("select name from migrations order by name").fetchall()]
     unknown = sorted(set(applied) - {m.name for m in sql_texts("migrations")})
     if unknown:
-        raise StoreError(f"{path} was written by a newer alpasift (it has {unknown[-1]}); upgrade with `pip install -U alpasift`")
+        raise StoreError(
+            f"{path} was written by a newer alpasift (it has {unknown[-1]}); upgrade with `pip install -U alpasift`"
+        )
     return applied
 
 
@@ -352,7 +371,9 @@ def _migrate(con: Connection, path: Path) -> None:
             con.execute("commit")
         changed = True
     if not applied:
-        con.execute("insert into meta values ('ledger', $id), ('created_at', $now)", {"id": new_id(), "now": str(utc_now())})
+        con.execute(
+            "insert into meta values ('ledger', $id), ('created_at', $now)", {"id": new_id(), "now": str(utc_now())}
+        )
         con.execute("commit")
     if scalar(con, "select views_hash from views_state order by recorded_at desc limit 1") != _views_hash():
         con.execute("begin")

@@ -1,0 +1,186 @@
+"""A grader without a model, to rehearse with: it answers by a script, at a price, with delays, faults and deaths.
+
+Bare `fake` answers one of the choices by a hash of the row, at no cost. `fake:SCRIPT.toml` reads:
+
+    usd_per_million_input = "0.15"      # texts, so that they stay exact; both given makes it a paid grader
+    usd_per_million_output = "0.60"
+    lines_per_attempt = 1               # how many questions one thing sent holds; 1 is a synchronous call
+    delay_seconds = 0.01                # for each question
+    max_output_tokens = 8               # what a ceiling allows for
+
+    [[reply]]                           # the first whose `match` is found in the row decides
+    match = "capital of"                # a regular expression over instruction, input and output
+    text = "4.5"                        # absent: one of the choices, by a hash of the row
+    finish_reason = "stop"
+    outcome = "answered"                # rejected_free, unknown
+    error = "backend_error: server said 500"
+    usage = { prompt_tokens = 200, completion_tokens = 2 }
+    delay_seconds = 0.5
+    die = "sent"                        # kill this process: reserved (before sending), sent, answered
+    times = 1                           # only so often, in one process
+
+Knows nothing of datasets or tables. Its scores say nothing about the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from graders import BackendError, Estimate, Meter, Reply, Request, batched
+from graders.prices import Price, PriceError, ceiling, charge, per_million
+
+_KEYS = {
+    "usd_per_million_input", "usd_per_million_output", "lines_per_attempt", "delay_seconds", "max_output_tokens", "reply",
+}  # fmt: skip
+_RULE_KEYS = {"match", "text", "finish_reason", "outcome", "error", "usage", "delay_seconds", "die", "times"}
+
+
+@dataclass(slots=True)
+class Rule:
+    """One [[reply]] of a script."""
+
+    match: re.Pattern[str]
+    text: str | None = None
+    finish_reason: str = "stop"
+    outcome: str = "answered"
+    error: str | None = None
+    usage: Mapping[str, Any] | None = None
+    delay_seconds: float = 0.0
+    die: str | None = None
+    times: int | None = None
+    used: int = field(default=0)
+
+
+def open(argument: str | None) -> Fake:
+    """The fake grader, bare or by a script. Raises BackendError for a script that cannot be read."""
+    if argument is None:
+        return Fake("fake", {}, {})
+    path = Path(argument)
+    try:
+        data = path.read_bytes()
+        script = tomllib.loads(data.decode("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BackendError(f"the script {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    unknown = sorted(set(script) - _KEYS) + sorted({k for rule in script.get("reply", []) for k in rule} - _RULE_KEYS)
+    if unknown:
+        raise BackendError(
+            f"{path}: unknown key {unknown[0]!r}; see the head of graders/fake.py for what a script holds"
+        )
+    fixed = {k: v for k, v in script.items() if k not in ("delay_seconds", "lines_per_attempt", "reply")}
+    answers = [
+        {k: v for k, v in rule.items() if k not in ("die", "times", "delay_seconds")}
+        for rule in script.get("reply", [])
+    ]
+    digest = hashlib.sha256(repr((sorted(fixed.items()), answers)).encode()).hexdigest()
+    try:
+        return Fake(f"fake:{path.name}", script, {"script": digest})
+    except (re.error, TypeError, PriceError) as error:
+        raise BackendError(f"{path}: {error}") from error
+
+
+class Fake:
+    """See the head of this module."""
+
+    def __init__(self, name: str, script: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
+        self.name = name
+        self.fingerprint = {"version": "1", **fingerprint}
+        self.facts: Mapping[str, str] = {}
+        self.leaves_machine = "nothing"
+        self.rules = [Rule(**{**rule, "match": re.compile(rule.get("match", ""))}) for rule in script.get("reply", [])]
+        self.delay = float(script.get("delay_seconds", 0))
+        self.max_output = int(script.get("max_output_tokens", 8))
+        rates = [script.get(f"usd_per_million_{side}") for side in ("input", "output")]
+        self.price: Price | None = None
+        if None not in rates:
+            self.price = per_million(str(rates[0]), str(rates[1]), source=name)
+        self.paid = self.price is not None
+        self.lines = int(script.get("lines_per_attempt", 1 if self.paid else 500))
+        if self.lines < 1:
+            raise BackendError(f"{name}: lines_per_attempt = {self.lines}; 1 or more")
+
+    def refuses(self, rubric: str) -> str | None:
+        return "the rubric `rules` is answered by the grader `rules` only" if rubric == "rules" else None
+
+    def estimate(self, requests: Iterable[Request]) -> Estimate:
+        count = tokens = output = 0
+        usd = top = Decimal(0)
+        for request in requests:
+            usage = self._usage(request, None)
+            count, tokens, output = count + 1, tokens + usage["prompt_tokens"], output + usage["completion_tokens"]
+            if self.price is not None:
+                usd += charge(self.price, usage)
+                top += self._ceiling(request)
+        return Estimate(count, usd, usd, top, top, count * self.delay, tokens, output)
+
+    def answer(self, requests: Iterable[Request], meter: Meter) -> Iterator[list[Reply]]:
+        for block in batched(requests, self.lines):
+            rules = [self._rule(request) for request in block]
+            ceilings = [self._ceiling(request) for request in block]
+            attempt = meter.open([r.key for r in block], ceilings, self.price.frozen() if self.price else None)
+            self._die(rules, "reserved")
+            if self.paid:
+                meter.note(attempt, "sent")
+            self._die(rules, "sent")
+            for i, (request, rule) in enumerate(zip(block, rules, strict=True)):
+                time.sleep(self.delay + (rule.delay_seconds if rule else 0.0))
+                yield [self._reply(attempt, i, request, rule)]
+                self._die([rule], "answered")
+            meter.close(attempt)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _rule(self, request: Request) -> Rule | None:
+        row = request.example
+        text = f"{row.instruction}\n{row.input}\n{row.output}"
+        for rule in self.rules:
+            if rule.match.search(text) and (rule.times is None or rule.used < rule.times):
+                rule.used += 1
+                return rule
+        return None
+
+    def _reply(self, attempt: str, number: int, request: Request, rule: Rule | None) -> Reply:
+        identity = f"{attempt}-{number}"
+        if rule is not None and rule.outcome != "answered":
+            return Reply(
+                attempt, request.key, identity, rule.outcome, error=rule.error or rule.outcome, model=self.name
+            )  # type: ignore[arg-type]
+        text = rule.text if rule is not None and rule.text is not None else _hashed_choice(request)
+        finish = rule.finish_reason if rule is not None else "stop"
+        usage = self._usage(request, rule) if self.paid or (rule is not None and rule.usage is not None) else None
+        return Reply(attempt, request.key, identity, "answered", text, finish, self.name, usage)
+
+    def _usage(self, request: Request, rule: Rule | None) -> dict[str, Any]:
+        if rule is not None and rule.usage is not None:
+            return dict(rule.usage)
+        return {"prompt_tokens": _prompt_tokens(request), "completion_tokens": 2}
+
+    def _ceiling(self, request: Request) -> Decimal:
+        if self.price is None:
+            return Decimal(0)
+        return ceiling(self.price, _prompt_tokens(request), max(self.max_output, request.max_tokens))
+
+    def _die(self, rules: Iterable[Rule | None], point: str) -> None:
+        if any(rule is not None and rule.die == point for rule in rules):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _prompt_tokens(request: Request) -> int:
+    return sum(len(text.encode("utf-8", "replace")) for _, text in request.messages) // 4 + 8
+
+
+def _hashed_choice(request: Request) -> str:
+    row = request.example
+    digest = hashlib.sha256("\0".join((row.instruction, row.input, row.output)).encode("utf-8", "replace")).digest()
+    choices = request.choices or ("0", "1")
+    return choices[int.from_bytes(digest[:8], "big") % len(choices)]

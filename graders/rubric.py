@@ -1,0 +1,237 @@
+"""A rubric: what to ask about a row, on which scale, and how the answer is laid out. Read from TOML.
+
+Knows templates and scales; nothing of backends, tables or how a reply is read (that is `reading`). A rubric's text is
+fixed: `{{fields}}` are replaced in one pass, nothing in them is evaluated, and a field's value is never looked at for
+further fields. The fixed text is one system message, the same for every row, so that a backend can keep its work on
+it; the row follows in a user message, between marks that do not occur in it, with a last line that repeats the
+question. Layout after AlpaGasus (arXiv 2307.08701, figure 3): score on the first line, reasons after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from graders import AlpaSiftError, Example
+
+RENDERER = "1"
+"""Version of how a row is laid out; part of every question's identity."""
+
+FIELDS = {"instruction", "input", "output", "context", "system", "mark", "low", "high", "step", "choices", "dimension"}
+_FIELD = re.compile(r"\{\{\s*([a-z_]+)\s*\}\}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEYS = {
+    "name", "dimension", "low", "high", "step", "threshold", "score", "max_tokens", "system", "row", "question",
+    "gives_reason",
+}  # fmt: skip
+
+
+class RubricError(AlpaSiftError):
+    """A rubric that does not exist or does not hold together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rubric:
+    """One rubric. `step` is the distance of two neighbouring scores; `threshold` the default for keeping a row.
+
+    `row` is empty for the built-in layout. `gives_reason`: the line after the score names a reason ("cut_off: ...").
+    """
+
+    name: str
+    dimension: str
+    low: Decimal
+    high: Decimal
+    step: Decimal
+    threshold: Decimal
+    score: Literal["first", "last"]
+    max_tokens: int
+    system: str
+    row: str
+    question: str
+    gives_reason: bool = False
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The scores there are, lowest first, in their shortest spelling: "0", "0.5", ... "5"."""
+        count = int((self.high - self.low) / self.step)
+        return tuple(spell(self.low + self.step * i) for i in range(count + 1))
+
+    def content(self) -> dict[str, Any]:
+        """Everything that makes this rubric, as plain values."""
+        return {k: str(v) if isinstance(v, Decimal) else v for k, v in asdict(self).items()}
+
+    def digest(self) -> str:
+        """sha256 of the content: two rubrics with equal digests ask and read alike."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
+
+    def messages(self, example: Example, identity: str) -> tuple[tuple[str, str], ...]:
+        """The (role, text) messages that ask about one example. `identity` seeds the marks around the row.
+
+        Row text stands only in the user message, every part of it between lines that carry the mark.
+        """
+        fixed = {
+            "low": spell(self.low), "high": spell(self.high), "step": spell(self.step),
+            "choices": ", ".join(self.choices), "dimension": self.dimension,
+        }  # fmt: skip
+        context = "\n".join(f"{turn.role}: {turn.content}" for turn in example.turns)
+        parts = {
+            "system": example.system, "context": context, "instruction": example.instruction,
+            "input": example.input, "output": example.output,
+        }  # fmt: skip
+        mark = _mark(identity, "\0".join(parts.values()))
+        row = _fill(self.row, {**fixed, **parts, "mark": mark}) if self.row else _fence(parts, mark)
+        return (("system", _fill(self.system, fixed)), ("user", row + "\n\n" + _fill(self.question, fixed)))
+
+
+def spell(number: Decimal) -> str:
+    """A score as people write it: 5, 4.5; never 5.0 or 4.50."""
+    text = format(number.normalize(), "f")
+    return "0" if text == "-0" else text
+
+
+def _mark(identity: str, text: str) -> str:
+    mark, round_ = hashlib.sha256(identity.encode()).hexdigest()[:12], 0
+    while mark in text:
+        round_ += 1
+        mark = hashlib.sha256(f"{identity}:{round_}".encode()).hexdigest()[:12]
+    return mark
+
+
+_TITLES = {
+    "system": "system text of the conversation", "context": "earlier turns, for context only",
+    "instruction": "instruction", "input": "input", "output": "response to judge",
+}  # fmt: skip
+
+
+def _fence(parts: dict[str, str], mark: str) -> str:
+    lines = []
+    for part, title in _TITLES.items():
+        if parts[part] or part in ("instruction", "output"):
+            lines += [f"----- {mark} {title} -----", parts[part]]
+    return "\n".join([*lines, f"----- {mark} end -----"])
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    return _FIELD.sub(lambda match: values[match[1]] if match[1] in values else match[0], template)
+
+
+# -- reading a rubric's file ------------------------------------------------------------------------------------
+
+
+def rubric_names() -> list[str]:
+    """The rubrics that come with the package."""
+    return sorted(
+        f.name[:-5] for f in resources.files("graders").joinpath("rubrics").iterdir() if f.name.endswith(".toml")
+    )
+
+
+def load_rubric(name_or_path: str) -> Rubric:
+    """The built-in rubric of that name, or the user's own: a path that ends in .toml. Raises RubricError."""
+    if name_or_path in rubric_names():
+        return parse_rubric(
+            resources.files("graders").joinpath("rubrics", f"{name_or_path}.toml").read_text("utf-8"), name_or_path
+        )
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        raise RubricError(
+            f"no rubric is called {name_or_path!r}; there are {', '.join(rubric_names())}, or give the path of a .toml file"
+        )
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RubricError(f"the rubric {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    rubric = parse_rubric(text, str(path), default_name=path.stem)
+    if rubric.name in rubric_names():
+        raise RubricError(f"{path}: the name {rubric.name!r} belongs to a built-in rubric; give yours another `name`")
+    return rubric
+
+
+def parse_rubric(text: str, where: str, default_name: str | None = None) -> Rubric:
+    """A rubric from TOML text. Raises RubricError naming the key and what it should be."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RubricError(f"{where} is not valid TOML: {error}") from error
+    unknown = sorted(set(table) - _KEYS)
+    if unknown:
+        raise RubricError(f"{where}: unknown key {unknown[0]!r}; a rubric has {', '.join(sorted(_KEYS))}")
+    number = {key: _number(table, key, where) for key in ("low", "high", "step", "threshold")}
+    rubric = Rubric(
+        name=_text(table, "name", where, default_name),
+        dimension=_text(table, "dimension", where, "quality"),
+        low=number["low"], high=number["high"], step=number["step"], threshold=number["threshold"],
+        score=table.get("score", "first"),
+        max_tokens=table.get("max_tokens", 8),
+        system=_text(table, "system", where, None),
+        row=_text(table, "row", where, ""),
+        question=_text(table, "question", where, None),
+        gives_reason=table.get("gives_reason", False),
+    )  # fmt: skip
+    _check(rubric, where)
+    return rubric
+
+
+def _check(rubric: Rubric, where: str) -> None:
+    if not _NAME.fullmatch(rubric.name):
+        raise RubricError(f"{where}: the name {rubric.name!r} may hold letters, digits, . _ - only, at most 64")
+    if rubric.score not in ("first", "last"):
+        raise RubricError(f'{where}: score = {rubric.score!r}; it is "first" or "last"')
+    if (
+        not isinstance(rubric.max_tokens, int)
+        or isinstance(rubric.max_tokens, bool)
+        or not 1 <= rubric.max_tokens <= 4096
+    ):
+        raise RubricError(f"{where}: max_tokens = {rubric.max_tokens!r}; a whole number from 1 to 4096")
+    if not isinstance(rubric.gives_reason, bool):
+        raise RubricError(f"{where}: gives_reason = {rubric.gives_reason!r}; true or false")
+    if not rubric.low < rubric.high or rubric.step <= 0:
+        raise RubricError(
+            f"{where}: low = {rubric.low}, high = {rubric.high}, step = {rubric.step}; low is below high, step above 0"
+        )
+    steps = (rubric.high - rubric.low) / rubric.step
+    if steps != int(steps) or steps > 100:
+        raise RubricError(
+            f"{where}: from {rubric.low} to {rubric.high} by {rubric.step} is not a whole number of at most 100 steps"
+        )
+    if not rubric.low <= rubric.threshold <= rubric.high:
+        raise RubricError(f"{where}: threshold = {rubric.threshold} is outside {rubric.low} to {rubric.high}")
+    row_fields = {"instruction", "input", "output", "context", "mark"}
+    for key in ("system", "row", "question"):
+        for field in _FIELD.findall(getattr(rubric, key)):
+            if field not in FIELDS:
+                raise RubricError(
+                    f"{where}: {key} names the field {{{{{field}}}}}; there are {', '.join(sorted(FIELDS))}"
+                )
+            if key != "row" and field in row_fields | {"system"}:
+                raise RubricError(
+                    f"{where}: {{{{{field}}}}} is the row's text and may stand in `row` only, not in `{key}`"
+                )
+    if rubric.row and not {"mark", "instruction", "output"} <= set(_FIELD.findall(rubric.row)):
+        raise RubricError(
+            f"{where}: `row` must hold {{{{mark}}}}, {{{{instruction}}}} and {{{{output}}}}; the mark keeps the row's text apart"
+        )
+
+
+def _text(table: dict[str, Any], key: str, where: str, default: str | None) -> str:
+    value = table.get(key, default)
+    if not isinstance(value, str):
+        raise RubricError(
+            f"{where}: {key} is missing" if value is None else f"{where}: {key} = {value!r}; it is a text"
+        )
+    return value.strip() if key != "row" else value.strip("\n")
+
+
+def _number(table: dict[str, Any], key: str, where: str) -> Decimal:
+    value = table.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RubricError(
+            f"{where}: {key} is missing" if value is None else f"{where}: {key} = {value!r}; it is a number"
+        )
+    return Decimal(str(value))

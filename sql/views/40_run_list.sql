@@ -1,0 +1,16 @@
+-- One row a run: the command, what it graded, how it ended. outcome is null while it runs, or when its process died.
+create or replace view run_list as
+select
+    r.run_id, r.command, d.label as dataset, g.label as grader, b.label as rubric, r.pid, r.started_at,
+    e.outcome, e.seconds,
+    (e.facts::json ->> 'replied')::bigint as replied,
+    (e.facts::json ->> 'scored')::bigint as scored,
+    coalesce((select sum(l.spent_usd) from ledger l where l.run_id = r.run_id), 0)::decimal(38, 15) as spent_usd,
+    coalesce((select sum(l.unresolved_usd) from ledger l where l.run_id = r.run_id), 0)::decimal(38, 15) as unresolved_usd,
+    e.facts::json ->> 'message' as message
+from runs r
+left join run_ends e using (run_id)
+left join datasets d using (version_id)
+left join setups s using (setup_id)
+left join grader_labels g using (grader_id)
+left join rubric_labels b using (rubric_id);
