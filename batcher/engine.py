@@ -19,7 +19,7 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -82,29 +82,38 @@ class Summary:
     already: int
     usd: Decimal
     seconds: float
-    reasons: Mapping[str, int] = field(default_factory=dict)
     message: str | None = None
 
 
-def identify(con: Connection, task: Task, backend: Backend) -> tuple[str, str, str]:
-    """Write down grader, rubric and setup if they are new, and return their ids."""
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Who answers which rubric and how: the ids under which questions and grades are kept."""
+
+    setup_id: str
+    grader_id: str
+    rubric_id: str
+    fingerprint: str
+    decoding: str
+
+
+def setup_of(task: Task, backend: Backend) -> Setup:
+    """The ids of a task put to a backend: hashes of all that can change an answer. Writes nothing."""
     fingerprint = json.dumps(dict(backend.fingerprint), sort_keys=True)
-    grader_id = hash_id("grader", backend.name, fingerprint)
-    rubric = task.rubric
-    rubric_id = hash_id("rubric", rubric.digest())
     decoding = json.dumps(dict(task.decoding), sort_keys=True)
-    setup_id = hash_id("setup", task.name, grader_id, rubric_id, decoding)
-    _register(con, "graders", "grader_id", grader_id, backend.name, {"fingerprint": fingerprint})
-    scale = {
-        "scale_low": rubric.low,
-        "scale_high": rubric.high,
-        "scale_step": rubric.step,
-        "threshold": rubric.threshold,
-    }
-    _register(con, "rubrics", "rubric_id", rubric_id, rubric.name, {**scale, "content": json.dumps(rubric.content())})
+    grader_id = hash_id("grader", backend.name, fingerprint)
+    rubric_id = hash_id("rubric", task.rubric.digest())
+    return Setup(hash_id("setup", task.name, grader_id, rubric_id, decoding), grader_id, rubric_id, fingerprint, decoding)
+
+
+def _write_setup(con: Connection, task: Task, backend: Backend, setup: Setup) -> None:
+    rubric = task.rubric
+    _register(con, "graders", "grader_id", setup.grader_id, backend.name, {"fingerprint": setup.fingerprint})
+    scale = {"scale_low": rubric.low, "scale_high": rubric.high, "scale_step": rubric.step, "threshold": rubric.threshold}
+    content = {**scale, "content": json.dumps(rubric.content())}
+    _register(con, "rubrics", "rubric_id", setup.rubric_id, rubric.name, content)
     columns = ("setup_id", "task", "grader_id", "rubric_id", "decoding")
-    append(con, "setups", columns, [(setup_id, task.name, grader_id, rubric_id, decoding)], unique=True)
-    return setup_id, grader_id, rubric_id
+    row = (setup.setup_id, task.name, setup.grader_id, setup.rubric_id, setup.decoding)
+    append(con, "setups", columns, [row], unique=True)
 
 
 def _register(con: Connection, table: str, id_column: str, identity: str, name: str, extra: Mapping[str, Any]) -> None:
@@ -116,25 +125,46 @@ def _register(con: Connection, table: str, id_column: str, identity: str, name: 
 
 
 class Questions:
-    """The questions of a run, rendered page by page from the store: memory does not grow with the dataset.
+    """What a setup still has to ask about a dataset version, rendered page by page: memory does not grow with it.
 
-    Can be gone through again; `seen` remembers which example a key is about until its attempt is opened.
+    Can be gone through again. `about` remembers, where one is given, which example each rendered key is about.
     """
 
-    def __init__(self, run: Run, positions: array[int], remember: bool) -> None:
-        self.run, self.positions, self.remember = run, positions, remember
+    def __init__(
+        self, store: Store, task: Task, setup: Setup, version_id: str, positions: array[int], about: dict[str, str] | None = None
+    ) -> None:
+        self.store, self.task, self.setup, self.version_id = store, task, setup, version_id
+        self.positions, self.about = positions, about
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[Request]:
         for start in range(0, len(self.positions), PAGE_ROWS):
-            page = self.positions[start : start + PAGE_ROWS]
-            for example_id, example in self.run.examples(page):
-                request = self.run.task.request(example_id, example, self.run.setup_id, 0)
-                if self.remember:
-                    self.run.about[request.key] = example_id
+            for example_id, example in self._page(self.positions[start : start + PAGE_ROWS]):
+                request = self.task.request(example_id, example, self.setup.setup_id, 0)
+                if self.about is not None:
+                    self.about[request.key] = example_id
                 yield request
+
+    def _page(self, positions: array[int]) -> list[tuple[str, Example]]:
+        parameters = {"version_id": self.version_id, "low": positions[0], "high": positions[-1], "positions": list(positions)}
+        with self.store.reader() as con:
+            found = rows(con, named_query("examples_at").text, parameters).rows
+        return [
+            (str(i), Example(instruction, input_, output, system, tuple(Turn(*t) for t in json.loads(turns)) if turns else ()))
+            for i, system, turns, instruction, input_, output in found
+        ]
+
+
+def pending(store: Store, task: Task, backend: Backend, version_id: str, *, retry: bool = False) -> tuple[Questions, int]:
+    """The questions that are still to be asked, and how many rows are answered already. Writes nothing."""
+    setup = setup_of(task, backend)
+    parameters = {"version_id": version_id, "setup_id": setup.setup_id, "retry": retry}
+    with store.reader() as con:
+        found = rows(con, named_query("to_ask").text, parameters).rows
+    ask = array("q", (position for position, wanted in found if wanted))
+    return Questions(store, task, setup, version_id, ask), len(found) - len(ask)
 
 
 class Run:
@@ -159,6 +189,7 @@ class Run:
         retry: bool = False,
     ) -> None:
         self.store, self.task, self.backend, self.version_id = store, task, backend, version_id
+        self.setup = setup_of(task, backend)
         self.command, self.limit, self.budget, self.run_budget, self.retry = command, limit, budget, run_budget, retry
         self.run_id = new_id()
         self.about: dict[str, str] = {}
@@ -166,7 +197,6 @@ class Run:
         self.flushed = time.monotonic()
         self.spool = store.path.with_name(store.path.name + ".spool")
         self._exit = contextlib.ExitStack()
-        self.reasons: dict[str, int] = {}
         self.progress = Progress(0)
 
     # -- before -------------------------------------------------------------------------------------------------
@@ -190,7 +220,7 @@ class Run:
         self._ingest_spool()
         with self.store.transaction() as con:
             ledger.close_the_dead(con)
-            self.setup_id, self.grader_id, self.rubric_id = identify(con, self.task, self.backend)
+            _write_setup(con, self.task, self.backend, self.setup)
             if self.budget is not None:
                 ledger.set_budget(con, self.budget)
             if self.backend.paid:
@@ -201,60 +231,22 @@ class Run:
                         "(dollars, for all this database's life)"
                     )
         self._read_again()
-        todo, self.already = self._todo(first=True)
-        self.matching = len(todo) + self.already
-        self.todo = todo[: self.limit] if self.limit is not None else todo
-        self.progress = Progress(len(self.todo))
+        self.questions, self.already = pending(self.store, self.task, self.backend, self.version_id, retry=self.retry)
+        self.matching = len(self.questions) + self.already
+        if self.limit is not None:
+            self.questions.positions = self.questions.positions[: self.limit]
+        self.progress = Progress(len(self.questions))
 
-    def _todo(self, first: bool) -> tuple[array[int], int]:
-        """Positions of the rows still to ask, in order; and how many are answered already.
-
-        First pass: whatever has no score yet and was not given up. Second: what was answered in this run and could
-        not be read, once.
-        """
-        parameters = {"version_id": self.version_id, "setup_id": self.setup_id, "retry": self.retry}
+    def _unreadable(self) -> array[int]:
+        """Positions of the rows that this run asked about once and whose answer could not be read."""
+        parameters = {"version_id": self.version_id, "setup_id": self.setup.setup_id, "run_id": self.run_id}
         with self.store.reader() as con:
-            if first:
-                found = rows(con, named_query("to_ask").text, parameters).rows
-            else:
-                found = rows(con, named_query("to_ask_again").text, {**parameters, "run_id": self.run_id}).rows
-        ask = array("q", (position for position, wanted in found if wanted))
-        return ask, len(found) - len(ask)
-
-    def examples(self, positions: Sequence[int]) -> list[tuple[str, Example]]:
-        """The examples at these positions (ascending), with their ids."""
-        if not positions:
-            return []
-        text = """
-            select e.example_id, e.system, e.turns, e.instruction, e.input, e.output
-            from dataset_rows r join examples e using (example_id)
-            where r.version_id = $version_id and r.position between $low and $high and list_contains($positions, r.position)
-            order by r.position
-        """
-        parameters = {
-            "version_id": self.version_id,
-            "low": positions[0],
-            "high": positions[-1],
-            "positions": list(positions),
-        }
-        with self.store.reader() as con:
-            found = rows(con, text, parameters).rows
-        return [
-            (
-                str(i),
-                Example(
-                    instruction, input_, output, system, tuple(Turn(*t) for t in json.loads(turns)) if turns else ()
-                ),
-            )
-            for i, system, turns, instruction, input_, output in found
-        ]
-
-    def questions(self, remember: bool = False) -> Questions:
-        return Questions(self, self.todo, remember)
+            found = rows(con, named_query("to_ask_again").text, parameters).rows
+        return array("q", (position for (position,) in found))
 
     def estimate(self) -> Estimate:
         """What the questions of this run should take. Sends nothing."""
-        return self.backend.estimate(self.questions())
+        return self.backend.estimate(self.questions)
 
     def check_affordable(self, estimate: Estimate) -> None:
         """Raise BudgetExceeded when the expected cost does not fit and the user did not ask for a part."""
@@ -286,13 +278,12 @@ class Run:
         self._begin_run()
         outcome, message = "failed", None
         try:
-            self._ask()
-            if self.todo:
-                again, _ = self._todo(first=False)
+            if self.questions:
+                self._ask(self.questions)
+                again = self._unreadable()
                 if again:
-                    self.todo = again
                     self.progress.total += len(again)
-                    self._ask()
+                    self._ask(Questions(self.store, self.task, self.setup, self.version_id, again))
             outcome = "done"
         except BudgetExceeded as error:
             outcome, message = "partial", str(error)
@@ -309,18 +300,18 @@ class Run:
             ) from error
         finally:  # whatever happened: the answers in hand are kept
             self._end_run(outcome, message)
-        if outcome == "done" and self.limit is not None and self.matching > self.already + len(self.todo):
+        if outcome == "done" and self.limit is not None and self.matching > self.already + len(self.questions):
             message = (
                 f"{self.matching - self.already - self.limit} rows are left; run again without --limit {self.limit}"
             )
         return Summary(
             self.run_id, outcome, self.progress.total, self.progress.replied, self.progress.scored, self.already,
-            self.progress.usd, time.monotonic() - self.started, dict(self.reasons), message,
+            self.progress.usd, time.monotonic() - self.started, message,
         )  # fmt: skip
 
     def _begin_run(self) -> None:
-        facts = {"backend": dict(self.backend.facts), "limit": self.limit, "rows": len(self.todo)}
-        row = (self.run_id, self.command, self.setup_id, self.version_id, os.getpid(), json.dumps(facts), utc_now())
+        facts = {"backend": dict(self.backend.facts), "limit": self.limit, "rows": len(self.questions)}
+        row = (self.run_id, self.command, self.setup.setup_id, self.version_id, os.getpid(), json.dumps(facts), utc_now())
         with self.store.transaction() as con:
             append(con, "runs", ("run_id", "command", "setup_id", "version_id", "pid", "facts", "started_at"), [row])
 
@@ -338,16 +329,15 @@ class Run:
                     ledger.close_attempt(con, str(attempt), f"the run ended: {outcome}")
                 append(con, "run_ends", ("run_id", "outcome", "facts", "seconds", "usd_per_hour", "ended_at"), [row])
 
-    def _ask(self) -> None:
-        if not self.todo:
-            return
+    def _ask(self, questions: Questions) -> None:
         self.about.clear()
+        questions.about = self.about
         meter = LedgerMeter(
-            self.store, run_id=self.run_id, backend=self.backend.name, grader_id=self.grader_id,
+            self.store, run_id=self.run_id, backend=self.backend.name, grader_id=self.setup.grader_id,
             outlives=isinstance(self.backend, Collects), run_budget=self.run_budget, flush=self._flush, asked=self._asked,
         )  # fmt: skip
         self.meter = meter
-        answers = self.backend.answer(self.questions(remember=True), meter)
+        answers = self.backend.answer(questions, meter)
         try:
             for replies in answers:
                 self.buffer.extend(replies)
@@ -367,7 +357,7 @@ class Run:
         self.show(self.progress)
 
     def _asked(self, con: Connection, keys: Sequence[str]) -> None:
-        known = [(key, self.setup_id, self.about.pop(key), 0) for key in keys if key in self.about]
+        known = [(key, self.setup.setup_id, self.about.pop(key), 0) for key in keys if key in self.about]
         append(con, "questions", ("key", "setup_id", "example_id", "sample"), known, unique=True)
 
     # -- writing ------------------------------------------------------------------------------------------------
@@ -392,7 +382,7 @@ class Run:
                     self._write(con, chunk)
                     for attempt in closing:
                         ledger.close_attempt(con, attempt)
-                    spent = ledger.run_committed(con, self.run_id) if self.backend.paid else Decimal(0)
+                    spent = ledger.run_spent(con, self.run_id) if self.backend.paid else Decimal(0)
             except StoreBusy:
                 _add_to_spool(self.spool, chunk)
                 del self.buffer[: len(chunk)]
@@ -410,10 +400,7 @@ class Run:
 
     def _write(self, con: Connection, replies: Sequence[Reply]) -> None:
         fresh = ledger.ingest(con, replies)
-        scored, reasons = write_readings(con, [(reply, self.task.read(reply)) for reply in fresh])
-        self.progress.scored += scored
-        for reason, count in reasons.items():
-            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        self.progress.scored += write_readings(con, [(reply, self.task.read(reply)) for reply in fresh])
 
     def _ingest_spool(self) -> None:
         """Replies that an earlier run could not write because the database was held."""
@@ -426,7 +413,7 @@ class Run:
         """Read stored replies of this setup that the present parser has not read yet. Asks nobody."""
         text = named_query("unread").text
         with self.store.transaction() as con:
-            found = rows(con, text, {"setup_id": self.setup_id, "reader": READER}).rows
+            found = rows(con, text, {"setup_id": self.setup.setup_id, "reader": READER}).rows
             again = [
                 Reply(str(a), str(k), r, outcome, text=body, finish_reason=finish, error=error)
                 for a, k, r, outcome, body, finish, error in found
@@ -435,22 +422,13 @@ class Run:
                 write_readings(con, [(reply, self.task.read(reply)) for reply in again[start : start + 5000]])
 
 
-def write_readings(con: Connection, pairs: Sequence[tuple[Reply, Reading]]) -> tuple[int, dict[str, int]]:
-    """Write how replies were read. Returns how many have a score, and the rest by reason."""
+def write_readings(con: Connection, pairs: Sequence[tuple[Reply, Reading]]) -> int:
+    """Write how replies were read. Returns how many have a score."""
     now = utc_now()
     table = [(r.attempt, r.key, r.request_id, READER, x.score, x.reason, x.explanation, now) for r, x in pairs]
-    append(
-        con,
-        "readings",
-        ("attempt_id", "key", "request_id", "reader", "score", "reason", "explanation", "recorded_at"),
-        table,
-        unique=True,
-    )
-    reasons: dict[str, int] = {}
-    for _, reading in pairs:
-        if reading.score is None:
-            reasons[reading.reason or "unreadable"] = reasons.get(reading.reason or "unreadable", 0) + 1
-    return len(pairs) - sum(reasons.values()), reasons
+    columns = ("attempt_id", "key", "request_id", "reader", "score", "reason", "explanation", "recorded_at")
+    append(con, "readings", columns, table, unique=True)
+    return sum(reading.score is not None for _, reading in pairs)
 
 
 def _read_spool(path: Any) -> list[Reply]:

@@ -103,6 +103,23 @@ def run_lock(database: Path) -> Iterator[None]:
             os.close(handle)
 
 
+def holder_of_run_lock(database: Path) -> int | None:
+    """The id of the process that is at work on this database, None when there is none."""
+    path = database.with_name(database.name + ".lock")
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(handle, 32).strip()
+        return int(holder) if holder.isdigit() else None
+    finally:
+        os.close(handle)
+    return None
+
+
 # -- balances ---------------------------------------------------------------------------------------------------
 
 
@@ -117,6 +134,12 @@ def run_committed(con: Connection, run_id: str) -> Decimal:
     total = scalar(
         con, "select sum(spent_usd + reserved_usd + unresolved_usd) from ledger where run_id = $run", {"run": run_id}
     )
+    return total or ZERO
+
+
+def run_spent(con: Connection, run_id: str) -> Decimal:
+    """What one run has spent so far."""
+    total: Decimal | None = scalar(con, "select sum(spent_usd) from ledger where run_id = $run", {"run": run_id})
     return total or ZERO
 
 

@@ -244,12 +244,7 @@ def append(
     if not values:
         return 0
     columns_sql = ", ".join(columns)
-    types = {
-        r[0]: r[1]
-        for r in con.execute(
-            "select column_name, data_type from duckdb_columns() where table_name = $t", {"t": table}
-        ).fetchall()
-    }
+    types = _column_types(con, table)
     arrays = [pa.array([_plain(row[i]) for row in values], type=_arrow_type(types[c])) for i, c in enumerate(columns)]
     staged = pa.Table.from_arrays(arrays, names=list(columns))
     con.register("staged_rows", staged)
@@ -262,6 +257,16 @@ def append(
     finally:
         con.unregister("staged_rows")
     return int(added[0]) if added else 0
+
+
+_TYPES: dict[str, dict[str, str]] = {}
+
+
+def _column_types(con: Connection, table: str) -> dict[str, str]:
+    if table not in _TYPES:
+        text = "select column_name, data_type from duckdb_columns() where table_name = $t"
+        _TYPES[table] = dict(con.execute(text, {"t": table}).fetchall())
+    return _TYPES[table]
 
 
 def _plain(value: Any) -> Any:
@@ -348,7 +353,7 @@ def _applied(con: Connection, path: Path) -> list[str]:
 def _is_current(con: Connection, path: Path) -> bool:
     if len(_applied(con, path)) < len(sql_texts("migrations")):
         return False
-    return scalar(con, "select views_hash from views_state order by recorded_at desc limit 1") == _views_hash()
+    return bool(scalar(con, "select views_hash from views_state order by recorded_at desc limit 1") == _views_hash())
 
 
 def _migrate(con: Connection, path: Path) -> None:

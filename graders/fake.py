@@ -36,7 +36,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from graders import BackendError, Estimate, Meter, Reply, Request, batched
+from graders import BackendError, Estimate, Meter, Outcome, Reply, Request, batched
 from graders.prices import Price, PriceError, ceiling, charge, per_million
 
 _KEYS = {
@@ -52,7 +52,7 @@ class Rule:
     match: re.Pattern[str]
     text: str | None = None
     finish_reason: str = "stop"
-    outcome: str = "answered"
+    outcome: Outcome = "answered"
     error: str | None = None
     usage: Mapping[str, Any] | None = None
     delay_seconds: float = 0.0
@@ -104,7 +104,7 @@ class Fake:
         if None not in rates:
             self.price = per_million(str(rates[0]), str(rates[1]), source=name)
         self.paid = self.price is not None
-        self.lines = int(script.get("lines_per_attempt", 1 if self.paid else 500))
+        self.lines = int(script.get("lines_per_attempt", 1 if self.paid else 5000))
         if self.lines < 1:
             raise BackendError(f"{name}: lines_per_attempt = {self.lines}; 1 or more")
 
@@ -132,7 +132,9 @@ class Fake:
                 meter.note(attempt, "sent")
             self._die(rules, "sent")
             for i, (request, rule) in enumerate(zip(block, rules, strict=True)):
-                time.sleep(self.delay + (rule.delay_seconds if rule else 0.0))
+                wait = self.delay + (rule.delay_seconds if rule else 0.0)
+                if wait:
+                    time.sleep(wait)
                 yield [self._reply(attempt, i, request, rule)]
                 self._die([rule], "answered")
             meter.close(attempt)
@@ -154,7 +156,7 @@ class Fake:
         if rule is not None and rule.outcome != "answered":
             return Reply(
                 attempt, request.key, identity, rule.outcome, error=rule.error or rule.outcome, model=self.name
-            )  # type: ignore[arg-type]
+            )
         text = rule.text if rule is not None and rule.text is not None else _hashed_choice(request)
         finish = rule.finish_reason if rule is not None else "stop"
         usage = self._usage(request, rule) if self.paid or (rule is not None and rule.usage is not None) else None

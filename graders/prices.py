@@ -45,9 +45,8 @@ class Price:
 
 def per_million(usd_input: str | Decimal, usd_output: str | Decimal, *, source: str = "", dated: str = "") -> Price:
     """A price from dollars per million tokens, cached and written input at the input's rate. Raises PriceError."""
-    return check(
-        Price(*(_per_token(v) for v in (usd_input, usd_output, usd_input, usd_input)), source=source, dated=dated)
-    )
+    rate, out = _per_token(usd_input), _per_token(usd_output)
+    return check(Price(input=rate, output=out, cached_input=rate, cache_write=rate, source=source, dated=dated))
 
 
 def _per_token(usd: str | Decimal) -> Decimal:
@@ -72,8 +71,9 @@ def check(price: Price) -> Price:
 
 def thaw(frozen: Mapping[str, Any]) -> Price:
     """The price that `Price.frozen` wrote down."""
-    rates = {k: Decimal(str(frozen[k])) for k in ("input", "output", "cached_input", "cache_write")}
-    return check(Price(**rates, source=str(frozen.get("source", "")), dated=str(frozen.get("dated", ""))))
+    rate = {k: Decimal(str(frozen[k])) for k in ("input", "output", "cached_input", "cache_write")}
+    source, dated = str(frozen.get("source", "")), str(frozen.get("dated", ""))
+    return check(Price(rate["input"], rate["output"], rate["cached_input"], rate["cache_write"], source, dated))
 
 
 def charge(price: Price, usage: Mapping[str, Any] | None) -> Decimal:

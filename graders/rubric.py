@@ -15,6 +15,7 @@ import re
 import tomllib
 from dataclasses import asdict, dataclass
 from decimal import Decimal
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -60,8 +61,7 @@ class Rubric:
     @property
     def choices(self) -> tuple[str, ...]:
         """The scores there are, lowest first, in their shortest spelling: "0", "0.5", ... "5"."""
-        count = int((self.high - self.low) / self.step)
-        return tuple(spell(self.low + self.step * i) for i in range(count + 1))
+        return _choices(self.low, self.high, self.step)
 
     def content(self) -> dict[str, Any]:
         """Everything that makes this rubric, as plain values."""
@@ -76,18 +76,32 @@ class Rubric:
 
         Row text stands only in the user message, every part of it between lines that carry the mark.
         """
-        fixed = {
-            "low": spell(self.low), "high": spell(self.high), "step": spell(self.step),
-            "choices": ", ".join(self.choices), "dimension": self.dimension,
-        }  # fmt: skip
         context = "\n".join(f"{turn.role}: {turn.content}" for turn in example.turns)
         parts = {
             "system": example.system, "context": context, "instruction": example.instruction,
             "input": example.input, "output": example.output,
         }  # fmt: skip
         mark = _mark(identity, "\0".join(parts.values()))
-        row = _fill(self.row, {**fixed, **parts, "mark": mark}) if self.row else _fence(parts, mark)
-        return (("system", _fill(self.system, fixed)), ("user", row + "\n\n" + _fill(self.question, fixed)))
+        row = _fill(self.row, {**_fixed(self), **parts, "mark": mark}) if self.row else _fence(parts, mark)
+        return (("system", _fixed_text(self, "system")), ("user", row + "\n\n" + _fixed_text(self, "question")))
+
+
+@lru_cache(maxsize=64)
+def _choices(low: Decimal, high: Decimal, step: Decimal) -> tuple[str, ...]:
+    return tuple(spell(low + step * i) for i in range(int((high - low) / step) + 1))
+
+
+def _fixed(rubric: Rubric) -> dict[str, str]:
+    """The fields whose values are the rubric's own."""
+    return {
+        "low": spell(rubric.low), "high": spell(rubric.high), "step": spell(rubric.step),
+        "choices": ", ".join(rubric.choices), "dimension": rubric.dimension,
+    }  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _fixed_text(rubric: Rubric, part: Literal["system", "question"]) -> str:
+    return _fill(getattr(rubric, part), _fixed(rubric))
 
 
 def spell(number: Decimal) -> str:

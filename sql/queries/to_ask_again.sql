@@ -1,5 +1,5 @@
--- The rows that this run asked about once, whose answer could not be read: they are asked once more, in order. Parameters:
--- version_id, setup_id, run_id, retry.
+-- The rows that a run asked about once and whose answer could not be read: they are asked once more, in order. Parameters:
+-- version_id, setup_id, run_id.
 with replies_of as (
     select
         q.example_id,
@@ -20,7 +20,8 @@ firsts as (
     where version_id = $version_id
     group by example_id
 )
-select f.position, s.in_this_run and not s.scored and not s.final and s.answers < 2 and $retry is not null as wanted
+select f.position
 from firsts f
 join replies_of s using (example_id)
+where s.in_this_run and not coalesce(s.scored, false) and not s.final and s.answers < 2
 order by f.position;

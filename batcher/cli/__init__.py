@@ -1,0 +1,157 @@
+"""The command line: a skin. Each command parses its options, calls one function and prints.
+
+Commands are imported when they are called, so that `alpasift --help` answers at once. Results go to stdout, progress
+and notes to stderr. A user never sees a traceback: what AlpaSift knows how to explain is one line and an exit code.
+
+    0 done   1 error   2 usage, or consent is missing   3 no grader can work here
+    4 not finished, run again to go on   130 interrupted, what was answered is kept
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "import": ("data", "Bring instruction data into the database."),
+    "export": ("data", "Write a selection or a dataset to a file."),
+    "plan": ("grade", "What each grader would cost and take for these rows; spends nothing."),
+    "grade": ("grade", "Grade every row of a dataset."),
+    "scores": ("look", "The score distribution, and what each threshold would keep."),
+    "select": ("choose", "Choose a subset by score, share, SQL or length, with a manifest."),
+    "filter": ("choose", "Import, grade, choose and write, in one go."),
+    "show": ("look", "Read rows with their grades."),
+    "status": ("look", "What is in the database and what is running."),
+    "runs": ("look", "The runs so far and how each ended."),
+    "ledger": ("money", "Where the money went: budget, spent, reserved, unresolved, free."),
+    "sql": ("look", "Ask the database in SQL, also while a run is writing."),
+    "query": ("look", "Run one of the named queries."),
+    "doctor": ("look", "What each grader lacks on this machine."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when called; its help needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"batcher.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"alpasift {version('alpasift')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--db",
+    default="alpasift.duckdb",
+    envvar="ALPASIFT_DB",
+    show_default=True,
+    show_envvar=True,
+    metavar="FILE",
+    help="The database: one file holds dataset, replies, scores and ledger.",
+)
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
+@click.pass_context
+def cli(ctx: click.Context, db: str) -> None:
+    """Grade, sift and fine-tune on instruction data under a dollar budget.
+
+    \b
+    The whole job on one file:
+      alpasift filter data.json -o kept.json --grader llama_cpp:model.gguf
+    Step by step:
+      alpasift import data.json
+      alpasift plan --grader llama_cpp:model.gguf
+      alpasift grade --grader llama_cpp:model.gguf --rubric accuracy
+      alpasift scores
+      alpasift select --min-score 4.5 --name kept
+      alpasift export --selection kept -o kept.json
+    """
+    ctx.obj = db
+
+
+def _exit_code(error: BaseException) -> int:
+    from batcher.ledger import NoBudget
+    from graders import BackendUnavailable, BudgetExceeded
+
+    if isinstance(error, BackendUnavailable):
+        return 3
+    if isinstance(error, BudgetExceeded):
+        return 4
+    return 2 if isinstance(error, NoBudget) else 1
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command line and return its exit code, having told the user about any error in one line."""
+    from graders import AlpaSiftError
+
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        code = cli.main(arguments, prog_name="alpasift", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; what was answered is kept, the same command goes on from there")
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except AlpaSiftError as error:
+        _say(str(error))
+        return _exit_code(error)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{where}{error.strerror or error}; nothing was half-written, put it right and run again")
+        return 1
+    except Exception as error:  # noqa: BLE001  the last line of defence: never a traceback
+        if os.environ.get("ALPASIFT_DEBUG"):
+            raise
+        _say(f"this is a fault in alpasift, not in your data: {type(error).__name__}: {error}. ALPASIFT_DEBUG=1 shows where")
+        return 1
+
+
+def _say(message: str) -> None:
+    from batcher.cli.printing import plain
+
+    click.echo(f"alpasift: {plain(message)}", err=True)
+
+
+def main() -> NoReturn:
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)

@@ -1,0 +1,5 @@
+"""`python -m batcher.cli` is `alpasift`."""
+
+from batcher.cli import main
+
+main()

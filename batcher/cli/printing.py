@@ -1,0 +1,171 @@
+"""What commands share when they print: tables, JSON, CSV, notes, a progress line. Control characters never get through."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from batcher.engine import Progress
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(value: Any) -> str:
+    """Text that is safe on a terminal: no escape sequences, no direction marks."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value).replace("\r\n", "\n"))
+
+
+def note(message: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    click.echo(plain(message), err=True)
+
+
+def number(value: Any) -> str:
+    """A cell for people: 9,229; 4.5; empty for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Decimal):
+        return format(value.normalize(), "f")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    return plain(value)
+
+
+def as_json(value: Any, name: str = "") -> Any:
+    """A value as JSON holds it. Dollars are texts, so that no digit is lost; other decimals are numbers."""
+    if isinstance(value, Mapping):
+        return {k: as_json(v, k) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(v, name) for v in value]
+    if isinstance(value, Decimal):
+        if name == "usd" or name.endswith("_usd"):
+            return format(value, "f")
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, uuid.UUID | bytes):
+        return str(value)
+    return value
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(as_json(value), ensure_ascii=False, indent=2))
+
+
+def print_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """CSV for people: a text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(as_json(v, c)) for c, v in zip(columns, row, strict=True)])
+    click.echo(buffer.getvalue(), nl=False)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"-?[\d.]+", value):
+        return "'" + value
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, max_width: int = 60) -> None:
+    """A plain table, numbers to the right. Long texts are cut with an ellipsis."""
+    cells = [[_short(number(v), max_width) for v in row] for row in rows]
+    right = [all(v is None or isinstance(v, int | float | Decimal) for v in column) for column in zip(*rows, strict=True)]
+    right = right or [False] * len(columns)
+    widths = [max(len(c), *(len(row[i]) for row in cells)) if cells else len(c) for i, c in enumerate(columns)]
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+
+    click.echo(line(list(columns)))
+    for row in cells:
+        click.echo(line(row))
+
+
+def _short(text: str, width: int) -> str:
+    text = text.replace("\n", "\u23ce").replace("\t", " ")
+    return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> None:
+    """Rows as a table, as JSON (a list of objects) or as CSV."""
+    if form == "json":
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    elif form == "csv":
+        print_csv(columns, rows)
+    elif rows:
+        print_table(columns, rows)
+    else:
+        note("no rows")
+
+
+def forms(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options --json and --csv, given to the command as `form`."""
+    command = click.option("--json", "form", flag_value="json", help="Print JSON.")(command)
+    return click.option("--csv", "form", flag_value="csv", help="Print CSV.")(command)
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def progress_line(paid: bool, quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
+    """A function that shows how far a run is, on stderr: live on a terminal, a line each ten seconds elsewhere."""
+    from batcher.ledger import show_usd
+
+    live = sys.stderr.isatty()
+    last = 0.0
+    shown = False
+
+    def show(progress: Progress) -> None:
+        nonlocal last, shown
+        now = time.monotonic()
+        if quiet or now - last < (0.2 if live else 10.0) or (not live and not last and progress.seconds < 5):
+            return
+        last = now
+        rate = progress.replied / progress.seconds if progress.seconds else 0.0
+        left = duration((progress.total - progress.replied) / rate) if rate else "unknown"
+        share = progress.replied / progress.total if progress.total else 1.0
+        text = f"{progress.replied:,} of {progress.total:,} rows ({share:.0%}), {rate:,.1f} rows/s, {left} left"
+        text += f", {show_usd(progress.usd)}" if paid else ""
+        click.echo(f"\r\x1b[2K{text}" if live else text, err=True, nl=not live)
+        shown = True
+
+    try:
+        yield show
+    finally:
+        if live and shown:
+            click.echo("\r\x1b[2K", err=True, nl=False)
+
+
+def bar(share: float, width: int = 32) -> str:
+    """A bar of block characters, an eighth of a cell fine."""
+    eighths = round(share * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "\u2588" * full + (" \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[rest] if rest else "")

@@ -1,0 +1,11 @@
+-- Rows with their grades, in the order of the file. Parameters: dataset, grader, rubric, score, reason (each null for any),
+-- row_limit.
+select dataset, position, category, instruction, input, output, grader, rubric, score, reason, explanation, model
+from graded_rows
+where ($dataset is null or dataset = $dataset)
+  and ($grader is null or grader = $grader)
+  and ($rubric is null or rubric = $rubric)
+  and ($score::decimal(9, 3) is null or score = $score::decimal(9, 3))
+  and ($reason is null or reason = $reason)
+order by dataset, position, grader, rubric
+limit coalesce($row_limit::bigint, 10);

@@ -1,0 +1,15 @@
+-- One row a selection, with the label a person uses (NAME for version 1, NAME@2 from then on) and what made it. kept_share
+-- is its part of the dataset version it was chosen from; fingerprint is equal where the same rows were kept.
+create or replace view selection_list as
+select
+    s.selection_id, s.name, s.version,
+    case when s.version = 1 then s.name else s.name || '@' || s.version end as label,
+    d.label as dataset,
+    s.rows, d.rows as pool, s.rows / d.rows as kept_share,
+    s.manifest::json ->> '$.condition' as condition,
+    s.manifest::json ->> '$.grader.label' as grader,
+    s.manifest::json ->> '$.rubric.label' as rubric,
+    s.manifest::json ->> '$.fingerprint' as fingerprint,
+    s.created_at, s.version_id, s.manifest
+from selections s
+join datasets d using (version_id);
