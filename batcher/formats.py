@@ -1,4 +1,4 @@
-"""Files <-> rows of plain dicts: json, jsonl, csv, parquet, a folder of `save_to_disk`, and .gz or .zst around text.
+"""Files -> rows of plain dicts: json, jsonl, csv, parquet, a folder of `save_to_disk`, and .gz or .zst around text.
 
 Knows bytes, suffixes and line numbers; nothing of instructions, messages or databases. Everything is streamed, so
 memory does not grow with the file, and what is compressed may not grow without end either. A file that is not what
@@ -11,20 +11,14 @@ JSON in a .json, another encoding, a cut archive, a first line that is no JSON) 
 
 from __future__ import annotations
 
-import base64
 import codecs
 import contextlib
 import csv
 import hashlib
 import io
-import itertools
 import json
-import math
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import date, datetime, time, timedelta
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -97,13 +91,13 @@ _MAGIC = {
     b"\xff\xfe": ("text in UTF-16", "convert it with `iconv -f UTF-16 -t UTF-8 IN > OUT`"),
     b"\xfe\xff": ("text in UTF-16", "convert it with `iconv -f UTF-16 -t UTF-8 IN > OUT`"),
 }
-_PACKED = {"gz": (b"\x1f\x8b", "gzip"), "zst": (b"\x28\xb5\x2f\xfd", "zstd")}
+PACKED = {"gz": (b"\x1f\x8b", "gzip"), "zst": (b"\x28\xb5\x2f\xfd", "zstd")}
 
 
 def base_name(path: Path) -> str:
     """The file's name without the suffixes that say its format: dolly.jsonl.gz is "dolly"."""
     name = path.name
-    for suffixes in (_PACKED, (*FORMATS, "ndjson")):
+    for suffixes in (PACKED, (*FORMATS, "ndjson")):
         stem, dot, suffix = name.rpartition(".")
         if dot and stem and suffix.lower() in suffixes:
             name = stem
@@ -121,12 +115,12 @@ def inspect(path: Path) -> Source:
             raise DatasetError(f"{path} is not a regular file; write the data to a file and import that")
         if path.stat().st_size == 0:
             raise DatasetError(f"{path} is empty")
-        kind, packing = _format_of(path.name)
+        kind, packing = format_of(path.name)
         if kind is None:
             raise DatasetError(f"{path}: the suffix does not say what this is; it can be {_READABLE}")
         with path.open("rb") as stream:
             head = stream.read(16)
-        if packing and not head.startswith(_PACKED[packing][0]):
+        if packing and not head.startswith(PACKED[packing][0]):
             raise DatasetError(
                 f"{path} is called .{packing} but holds {_looks_like(head)}; take .{packing} off its name"
             )
@@ -162,9 +156,9 @@ def inspect(path: Path) -> Source:
     return source
 
 
-def _format_of(name: str) -> tuple[str | None, str]:
+def format_of(name: str) -> tuple[str | None, str]:
     parts = name.lower().split(".")
-    packing = parts.pop() if parts[-1] in _PACKED else ""
+    packing = parts.pop() if parts[-1] in PACKED else ""
     kind = parts[-1] if len(parts) > 1 else ""
     kind = "jsonl" if kind == "ndjson" else kind
     return (kind if kind in FORMATS else None), packing
@@ -266,7 +260,7 @@ def _content(source: Source) -> BinaryIO:
     packing = source.format.partition(".")[2]
     if not packing:
         return source.path.open("rb", buffering=2**20)
-    return io.BufferedReader(_Unpacked(source.path, _PACKED[packing][1]), 2**20)
+    return io.BufferedReader(_Unpacked(source.path, PACKED[packing][1]), 2**20)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------
@@ -361,14 +355,14 @@ def _read_csv(path: Path, stream: BinaryIO) -> Iterator[Found]:
     csv.field_size_limit(LONGEST_ROW)
     reader = csv.reader(_lines(path, stream), strict=True)
     try:
-        header = [_unguard(name) for name in next(reader)]
+        header = [unguard(name) for name in next(reader)]
         twice = sorted({n for n in header if header.count(n) > 1})
         if twice:
             raise DatasetError(f"{path}:1: more than one column is called {', '.join(map(repr, twice))}; rename them")
         line = reader.line_num + 1
         for cells in reader:
             if len(cells) == len(header):
-                yield Found(line, dict(zip(header, map(_unguard, cells), strict=True)))
+                yield Found(line, dict(zip(header, map(unguard, cells), strict=True)))
             elif cells:
                 yield Found(line, None, ",".join(cells), "wrong_columns")
             line = reader.line_num + 1
@@ -390,13 +384,13 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[str]:
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
-def _guard(text: str) -> str:
+def guard(text: str) -> str:
     """A spreadsheet runs a cell that begins with = + - @ tab or return: put an apostrophe before it."""
     return "'" + text if _FORMULA.match(text) else text
 
 
-def _unguard(text: str) -> str:
-    """Exactly what `_guard` added, so that a csv of ours comes back as it was."""
+def unguard(text: str) -> str:
+    """Exactly what `guard` added, so that a csv of ours comes back as it was."""
     return text[1:] if text[:1] == "'" and _FORMULA.match(text) else text
 
 
@@ -514,188 +508,3 @@ def _read_arrow(path: Path) -> Iterator[Found]:
             for start in range(0, batch.num_rows, 256):
                 for row in batch.slice(start, 256).to_pylist():
                     yield Found(None, row)
-
-
-# -- writing ----------------------------------------------------------------------------------------------------
-
-Rows = Callable[[], Iterable[Mapping[str, Any]]]
-
-
-def writable_format(path: Path, name: str | None) -> str:
-    """The format to write: `name` ("jsonl", "json.gz", ...), or what the suffix of the path says."""
-    kind, packing = _format_of(f"x.{name}" if name else path.name)
-    if kind is None or (kind == "parquet" and packing):
-        choices = "json, jsonl, csv (also with .gz or .zst) or parquet"
-        raise DatasetError(f"{name or path} is no format that can be written; it can be {choices}")
-    return kind + (f".{packing}" if packing else "")
-
-
-def write_rows(path: Path, format_name: str, rows: Rows, columns: pa.Schema | None = None) -> int:
-    """Write the rows to `path`, all or nothing, readable by the owner only. Returns how many there were.
-
-    `rows` may be called twice: csv and parquet need all keys before the first row. `columns` are the types of those
-    columns of a parquet file that are known; the others are found from the values.
-    """
-    kind, _, packing = format_name.partition(".")
-    if path.is_dir():
-        raise DatasetError(f"{path} is a folder; give the name of a file in it")
-    count = 0
-
-    def counted() -> Iterator[Mapping[str, Any]]:
-        nonlocal count
-        for row in rows():
-            count += 1
-            yield row
-
-    try:
-        with _replacing(path) as temporary:
-            if kind == "parquet":
-                _write_parquet(temporary, counted(), _parquet_columns(rows, columns))
-            else:
-                chunks = (
-                    _csv_chunks(counted(), _names(rows)) if kind == "csv" else _json_chunks(counted(), kind == "json")
-                )
-                with _sink(temporary, packing) as sink:
-                    for chunk in chunks:
-                        sink.write(chunk)
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
-    return count
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, mode 0600, that takes its place when the block ends well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", dir=path.parent)
-    temporary = Path(name)
-    os.close(handle)
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _sink(path: Path, packing: str) -> Iterator[Any]:
-    if not packing:
-        with path.open("wb") as file:
-            yield file
-    else:
-        with pa.OSFile(str(path), "wb") as raw, pa.CompressedOutputStream(raw, _PACKED[packing][1]) as packed:
-            yield packed
-
-
-def dump_json(value: Any) -> bytes:
-    """Compact UTF-8 JSON. Numbers that JSON lacks are written as Python and most readers do (NaN), dates as ISO text."""
-    try:
-        text = orjson.dumps(value, default=_json_value)
-    except TypeError:  # integers beyond 64 bits
-        return _dump_slowly(value)
-    return _dump_slowly(value) if b"null" in text and _has_no_number(value) else text
-
-
-def _dump_slowly(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_json_value).encode("utf-8")
-
-
-def _has_no_number(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_no_number, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_no_number, value))
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    return str(value)
-
-
-def _json_chunks(rows: Iterable[Mapping[str, Any]], as_list: bool) -> Iterator[bytes]:
-    if as_list:
-        yield b"["
-    between = b"\n"
-    for row in rows:
-        yield between + dump_json(row) if as_list else dump_json(row) + b"\n"
-        between = b",\n"
-    if as_list:
-        yield b"\n]\n"
-
-
-def _names(rows: Rows) -> list[str]:
-    names: dict[str, None] = {}
-    for row in rows():
-        names.update(dict.fromkeys(row))
-    return list(names)
-
-
-def _csv_chunks(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Iterator[bytes]:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([_guard(n) for n in names])
-    for row in rows:
-        writer.writerow([_cell(row.get(n)) for n in names])
-        yield text.getvalue().encode("utf-8")
-        text.seek(0)
-        text.truncate()
-    yield text.getvalue().encode("utf-8")
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return _guard(value)
-    return "" if value is None else dump_json(value).decode("utf-8")
-
-
-_CHUNK = 5_000
-
-
-def _parquet_columns(rows: Rows, known: pa.Schema | None) -> pa.Schema:
-    """The columns of all rows; those of mixed types become text, with JSON in it."""
-    names = _names(rows)
-    types: dict[str, pa.DataType] = {f.name: f.type for f in known} if known is not None else {}
-    missing = [n for n in names if n not in types]
-    found: dict[str, pa.DataType] = dict.fromkeys(missing, pa.null())
-    stream = iter(rows())
-    while missing and (chunk := list(itertools.islice(stream, _CHUNK))):
-        for name in missing:
-            try:
-                seen = pa.schema([(name, pa.array([row.get(name) for row in chunk]).type)])
-                both = [pa.schema([(name, found[name])]), seen]
-                found[name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
-            except (pa.ArrowException, OverflowError):
-                found[name] = pa.string()
-                missing = [n for n in missing if n != name]
-    types.update({n: pa.string() if t == pa.null() else t for n, t in found.items()})
-    kept = names or list(types)
-    return pa.schema([(n, types[n]) for n in kept])
-
-
-def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], columns: pa.Schema) -> None:
-    stream = iter(rows)
-    with pq.ParquetWriter(str(path), columns) as writer:
-        while chunk := list(itertools.islice(stream, _CHUNK)):
-            arrays = [pa.array([_fitting(row.get(f.name), f.type) for row in chunk], type=f.type) for f in columns]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=columns))
-
-
-def _fitting(value: Any, kind: pa.DataType) -> Any:
-    mixed = pa.types.is_string(kind) and value is not None and not isinstance(value, str)
-    return dump_json(value).decode("utf-8") if mixed else value

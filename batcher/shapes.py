@@ -21,7 +21,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ class ShapeError(AlpaSiftError):
     """The keys of the rows fit no known shape, or not the one that was asked for."""
 
 
-class Unusable(Exception):  # noqa: N818 - an outcome of a row, not an error of the program
+class Unusable(Exception):
     """This row cannot be graded; `reason` is a key of REASONS."""
 
     def __init__(self, reason: str) -> None:
@@ -92,7 +92,7 @@ class Shape:
     output: str | None = None
     system: str | None = "system"
     category: str | None = "category"
-    messages: str | None = None
+    messages: str = ""
     role: str = "role"
     text: str = "content"
 
@@ -115,17 +115,9 @@ def choose_shape(name: str, mapping: Mapping[str, str] | None, rows: Sequence[Ma
         raise ShapeError(f"--map and the shape {name} exclude each other; leave one out")
     if name == "mapped" and not mapping:
         raise ShapeError("the shape mapped wants to know the keys: --map instruction=KEY --map output=KEY")
-    fitting = [shape for row in rows if (shape := _shape_of(row, name, mapping))]
-    for shape, row in [(s, r) for s in fitting[:1] for r in rows]:
-        own = _shape_of(row, shape.name, mapping)
-        if own and _is_usable(own, row):
-            return own
-    for row in rows:
-        own = _shape_of(row, name, mapping)
-        if own and _is_usable(own, row):
-            return own
+    fitting = [(shape, row) for row in rows if (shape := _shape_of(row, name, mapping))]
     if fitting:
-        return fitting[0]
+        return next((shape for shape, row in fitting if _is_usable(shape, row)), fitting[0][0])
     raise ShapeError(_no_shape(name, mapping, rows))
 
 
@@ -134,7 +126,7 @@ def _shape_of(row: Mapping[str, Any], name: str, mapping: Mapping[str, str] | No
     if mapping:
         return _mapped(keys, mapping)
     for key in ("messages", "conversations", "conversation"):
-        if key in row and name in ("auto", "sharegpt", "messages"):
+        if row.get(key) and name in ("auto", "sharegpt", "messages"):
             first = next((m for m in _listed(row[key]) or [] if isinstance(m, dict)), {})
             sharegpt = "from" in first or (not first and key != "messages")
             kind = "sharegpt" if sharegpt else "messages"
@@ -156,20 +148,20 @@ def _mapped(keys: tuple[str, ...], mapping: Mapping[str, str]) -> Shape | None:
     if len(taken) < len(mapping):
         raise ShapeError("--map names one key for two things; each wants its own")
     names = {t: mapping.get(t, None if t in taken else t) for t in TARGETS}
-    shape = replace(Shape("mapped", keys), **names)
+    shape = Shape(
+        "mapped", keys, names["instruction"], names["input"], names["output"], names["system"], names["category"]
+    )
     return shape if taken <= set(keys) and shape.instruction in keys and shape.output in keys else None
 
 
 def _no_shape(name: str, mapping: Mapping[str, str] | None, rows: Sequence[Mapping[str, Any]]) -> str:
-    keys = ", ".join(repr(str(k)[:60]) for k in list(rows[0])[:30]) if rows else "none"
+    if not rows:
+        return "the rows are no JSON objects with keys such as instruction and output"
+    keys = ", ".join(repr(str(k)[:60]) for k in list(rows[0])[:30])
     if mapping:
         wanted = ", ".join(f"{t}={k}" for t, k in mapping.items())
         return f"no row has the keys of --map {wanted} beside an instruction and an output; the first row has {keys}"
-    inner = (
-        [k for k, v in rows[0].items() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        if len(rows) == 1
-        else []
-    )
+    inner = [k for k, v in rows[0].items() if len(rows) == 1 and isinstance(v, list) and v and isinstance(v[0], dict)]
     if inner:
         return f"the file holds one object, with a list under {inner[0]!r}; write the list out: `jq '.{inner[0]}' IN > OUT.json`"
     wanted = "instruction and output, instruction and response, messages, or conversations"
@@ -194,7 +186,7 @@ def read(shape: Shape, row: Mapping[str, Any]) -> Parts:
     return _read_messages(shape, row) if shape.messages else _read_flat(shape, row)
 
 
-def _read_flat(shape: Shape, row: Mapping[str, Any]) -> Parts:
+def _read_flat(shape: Shape, row: Mapping[Any, Any]) -> Parts:
     get = row.get
     system, instruction, text, output = get(shape.system), get(shape.instruction), get(shape.input), get(shape.output)
     if instruction is None:
@@ -203,7 +195,7 @@ def _read_flat(shape: Shape, row: Mapping[str, Any]) -> Parts:
         raise Unusable("no_answer")
     form: dict[str, Any] = {}
     if system is None or text is None:
-        nulls = [k for k in (shape.system, shape.input) if k in row and row[k] is None]
+        nulls = [k for k in (shape.system, shape.input) if row.get(k, "") is None]
         if nulls:
             form["null"] = nulls
         system, text = "" if system is None else system, "" if text is None else text
@@ -239,7 +231,7 @@ _SPELLING = {"from": {"user": "human", "assistant": "gpt"}, "role": {}}
 
 
 def _read_messages(shape: Shape, row: Mapping[str, Any]) -> Parts:
-    given = row.get(shape.messages)  # type: ignore[arg-type]
+    given = row.get(shape.messages)
     messages = _listed(given)
     form: dict[str, Any] = {}
     if given is None or messages == []:
@@ -351,11 +343,13 @@ def _beside(
             _check_unicode(category)
         return category, "{}"
     try:
-        return category, _encode(extras, form, category)
+        other = _encode(extras, form, category)
     except RecursionError:
         raise Unusable("nested_too_deeply") from None
     except UnicodeEncodeError:
         raise Unusable("bad_unicode") from None
+    _check_length(other)
+    return category, other
 
 
 def _check_unicode(text: str) -> None:

@@ -7,6 +7,7 @@ Bare `fake` answers one of the choices by a hash of the row, at no cost. `fake:S
     lines_per_attempt = 1               # how many questions one thing sent holds; 1 is a synchronous call
     delay_seconds = 0.01                # for each question
     max_output_tokens = 8               # what a ceiling allows for
+    bill = "bill.txt"                   # one line for each answer it worked out: key and dollars, as a provider's bill
 
     [[reply]]                           # the first whose `match` is found in the row decides
     match = "capital of"                # a regular expression over instruction, input and output
@@ -40,7 +41,7 @@ from graders import BackendError, Estimate, Meter, Outcome, Reply, Request, batc
 from graders.prices import Price, PriceError, ceiling, charge, per_million
 
 _KEYS = {
-    "usd_per_million_input", "usd_per_million_output", "lines_per_attempt", "delay_seconds", "max_output_tokens", "reply",
+    "usd_per_million_input", "usd_per_million_output", "lines_per_attempt", "delay_seconds", "max_output_tokens", "bill", "reply",
 }  # fmt: skip
 _RULE_KEYS = {"match", "text", "finish_reason", "outcome", "error", "usage", "delay_seconds", "die", "times"}
 
@@ -76,7 +77,7 @@ def open(argument: str | None) -> Fake:
         raise BackendError(
             f"{path}: unknown key {unknown[0]!r}; see the head of graders/fake.py for what a script holds"
         )
-    fixed = {k: v for k, v in script.items() if k not in ("delay_seconds", "lines_per_attempt", "reply")}
+    fixed = {k: v for k, v in script.items() if k not in ("delay_seconds", "lines_per_attempt", "bill", "reply")}
     answers = [
         {k: v for k, v in rule.items() if k not in ("die", "times", "delay_seconds")}
         for rule in script.get("reply", [])
@@ -98,6 +99,7 @@ class Fake:
         self.leaves_machine = "nothing"
         self.rules = [Rule(**{**rule, "match": re.compile(rule.get("match", ""))}) for rule in script.get("reply", [])]
         self.delay = float(script.get("delay_seconds", 0))
+        self.bill = str(script["bill"]) if "bill" in script else None
         self.max_output = int(script.get("max_output_tokens", 8))
         rates = [script.get(f"usd_per_million_{side}") for side in ("input", "output")]
         self.price: Price | None = None
@@ -135,12 +137,20 @@ class Fake:
                 wait = self.delay + (rule.delay_seconds if rule else 0.0)
                 if wait:
                     time.sleep(wait)
-                yield [self._reply(attempt, i, request, rule)]
+                reply = self._reply(attempt, i, request, rule)
+                self._write_bill(reply)
+                yield [reply]
                 self._die([rule], "answered")
             meter.close(attempt)
 
     def close(self) -> None:
         """Nothing to give back."""
+
+    def _write_bill(self, reply: Reply) -> None:
+        if self.bill is not None and self.price is not None and reply.outcome == "answered":
+            handle = os.open(self.bill, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.write(handle, f"{reply.key} {charge(self.price, reply.usage)}\n".encode())
+            os.close(handle)
 
     def _rule(self, request: Request) -> Rule | None:
         row = request.example

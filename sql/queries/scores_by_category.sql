@@ -7,7 +7,7 @@ select
     count(*) as rows,
     count(g.score) as scored,
     count(*) filter (where g.score >= coalesce($threshold::decimal(18, 6), b.threshold)) as kept,
-    kept / rows as keep_rate,
+    count(*) filter (where g.score >= coalesce($threshold::decimal(18, 6), b.threshold)) / count(*) as keep_rate,
     avg(g.score) as mean_score
 from dataset_rows r
 join datasets d using (version_id)

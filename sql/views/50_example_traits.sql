@@ -8,15 +8,15 @@ with texts as (
     select example_id, input, output, concat_ws(chr(10), instruction, input, output) as text
     from examples
 ),
-found as (
+found as (  -- `contains` goes first because it is ten times as fast as a regular expression
     select
         example_id,
         length(output) as output_chars,
         trim(input, ' ' || chr(9) || chr(10) || chr(13)) <> '' as with_input,
-        regexp_matches(text, '\b[Jj]ava\b') as java,
-        regexp_matches(text, '\b[Cc]\+\+') as cpp,
-        regexp_matches(text, '\b[Cc]#') as csharp,
-        regexp_matches(text, '\b[Pp]ython\b') as python
+        case when contains(text, 'ava') then regexp_matches(text, '\b[Jj]ava\b') else false end as java,
+        case when contains(text, '++') then regexp_matches(text, '\b[Cc]\+\+') else false end as cpp,
+        case when contains(text, '#') then regexp_matches(text, '\b[Cc]#') else false end as csharp,
+        case when contains(text, 'ython') then regexp_matches(text, '\b[Pp]ython\b') else false end as python
     from texts
 )
 select example_id, output_chars, with_input, java, cpp, csharp, python, java or cpp or csharp or python as code

@@ -1,0 +1,283 @@
+"""Commands that choose rows: select, and filter, which does the whole job in one go."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batcher.cli.data import map_option, shape_option, strict_option, tell_import, write_private
+from batcher.cli.grade import (
+    budget_option,
+    grade_dataset,
+    labels_of,
+    limit_option,
+    max_hours_option,
+    open_grader,
+    quiet_option,
+    run_budget_option,
+    tell_summary,
+    yes_option,
+)
+from batcher.cli.printing import note, number, plain, print_json, print_table
+
+if TYPE_CHECKING:
+    from batcher.select import Condition, Selection
+    from batcher.store import Store
+
+
+class DecimalType(click.ParamType):
+    """An exact number."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
+        try:
+            found = Decimal(str(value))
+        except InvalidOperation:
+            found = Decimal("NaN")
+        if not found.is_finite():
+            self.fail(f"{value!r} is no number", param, ctx)
+        return found
+
+
+NUMBER = DecimalType()
+
+
+def _quota(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, int]:
+    quota = {}
+    for pair in pairs:
+        category, colon, count = pair.rpartition(":")
+        if not colon or not count.isdigit():
+            raise click.BadParameter(f"{pair!r}: write CATEGORY:500, or *:500 for each category that is not named")
+        quota[category] = int(count)
+    return quota
+
+
+def _sizes(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"{text!r}: write sizes such as 3000,6000")
+    return tuple(int(part) for part in parts)
+
+
+score_options = [
+    click.option("--min-score", type=NUMBER, metavar="X", help="Rows that score X or better."),
+    click.option("--top", type=click.IntRange(1), metavar="N", help="The N best rows."),
+    click.option("--keep-share", type=NUMBER, metavar="S", help="The best share of all rows, .18 for instance."),
+]
+
+
+def _with_score_options(command: Any) -> Any:
+    for option in reversed(score_options):
+        command = option(command)
+    return command
+
+
+@click.command("select")
+@_with_score_options
+@click.option("--where", metavar="SQL", help="Rows for which this SQL is true, \"score >= 4 and output_chars > 200\".")
+@click.option("--random", "random_", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="N rows at random.")
+@click.option("--longest", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="The N longest outputs.")
+@click.option("--shortest", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="The N shortest outputs.")
+@click.option("--match", metavar="SELECTION", help="With --random, --longest or --shortest: as many rows as that selection.")
+@click.option("--quota", multiple=True, callback=_quota, metavar="CATEGORY:N", help="At most N rows of a category, best first; repeatable.")
+@click.option("--nested", callback=_sizes, metavar="N,N", help="Also random sub-samples, each within the next: NAME-3000, NAME-6000.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Breaks ties and draws samples.")
+@click.option("--name", required=True, metavar="NAME", help="What to call it.")
+@click.option("--dataset", metavar="NAME", help="Which dataset (NAME, or NAME@2); the only one if not given.")
+@click.option("--grader", metavar="NAME", help="Whose scores.")
+@click.option("--rubric", metavar="NAME", help="By which rubric.")
+@click.option("--json", "form", flag_value="json", help="Print the manifest.")
+@click.pass_obj
+def select_command(
+    db: str, min_score: Decimal | None, top: int | None, keep_share: Decimal | None, where: str | None, random_: int | None,
+    longest: int | None, shortest: int | None, match: str | None, quota: dict[str, int], nested: tuple[int, ...], seed: int,
+    name: str, dataset: str | None, grader: str | None, rubric: str | None, form: str | None,
+) -> None:  # fmt: skip
+    """Choose a subset of a dataset and keep it under a name, with all that made it.
+
+    Ties are broken by a hash of the seed and the row, so that the same command makes the same choice anywhere.
+
+    \b
+    Example:
+      alpasift select --min-score 4.5 --name kept
+      alpasift select --random --match kept --name baseline
+      alpasift select --top 9000 --quota coding:500 --nested 3000,6000 --name small
+    """
+    from batcher.datasets import resolve
+    from batcher.select import Condition, select
+    from batcher.store import Store
+
+    orders = {"random": random_, "longest": longest, "shortest": shortest}
+    given = {k: v for k, v in orders.items() if v is not None}
+    conditions = {"--min-score": min_score, "--top": top, "--keep-share": keep_share, "--where": where, **{f"--{k}": v for k, v in given.items()}}
+    if sum(v is not None for v in conditions.values()) != 1:
+        raise click.UsageError(f"give exactly one of {', '.join(['--min-score', '--top', '--keep-share', '--where', '--random', '--longest', '--shortest'])}")
+    order, size = next(iter(given.items())) if given else (None, None)
+    if given and not size and not match:
+        raise click.UsageError(f"--{order} needs a number of rows, or --match SELECTION")
+    condition = Condition(
+        min_score=min_score, top=top, keep_share=keep_share, where=where, order=order, size=size or None,  # type: ignore[arg-type]
+        match=match, quota=quota, seed=seed, nested=nested,
+    )  # fmt: skip
+    store = Store(db).existing()
+    version = resolve(store, dataset)
+    made = select(store, version.version_id, name, condition, grader=grader, rubric=rubric)
+    if form:
+        print_json([s.manifest for s in made])
+        return
+    for selection in made:
+        tell_selection(selection)
+    print_composition(made[0].manifest["composition"])
+    note(f"next: alpasift export --selection {made[0].label} -o kept.json")
+
+
+def tell_selection(selection: Selection) -> None:
+    """One line on a selection, and one on ties where the cut went through them."""
+    share = selection.rows / selection.pool if selection.pool else 0.0
+    note(f"{selection.label}: {selection.rows:,} of {selection.pool:,} rows kept ({share:.1%})")
+    ties = selection.manifest.get("ties")
+    if ties and ties.get("taken") is not None and ties["taken"] < ties["tied"]:
+        note(f"  {ties['taken']:,} of the {ties['tied']:,} rows that score {number(ties['score'])} were taken, by a seeded hash")
+    reasons = selection.manifest.get("not_kept_by_reason") or {}
+    for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]):
+        note(f"  {count:,} rows have no score and are never kept: {reason}")
+
+
+def print_composition(rows: list[dict[str, Any]]) -> None:
+    """Kept against pool, one measure a line."""
+    table = []
+    for row in rows:
+        share = lambda value: "" if value is None else f"{value:.1%}"  # noqa: E731
+        table.append((
+            row["measure"], number(row["pool"]), share(row["pool_share"]), number(row["kept"]), share(row["kept_share"]),
+            share(row["keep_rate"]),
+        ))  # fmt: skip
+    print_table(("", "pool", "share", "kept", "share", "kept of pool"), table)
+
+
+@click.command("filter")
+@click.argument("file", type=click.Path(), metavar="FILE")
+@click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT", help="Where the kept rows go.")
+@click.option("--rejected", type=click.Path(), metavar="FILE", help="Where the other rows go, each with its score and reason.")
+@click.option("--grader", default="auto", show_default=True, metavar="SPEC", help="rules, llama_cpp:model.gguf, fake, auto.")
+@click.option("--rubric", metavar="R", help="accuracy, helpfulness, or the path of your own .toml.")
+@click.option("--dataset", metavar="NAME", help="The name to keep the file under.")
+@_with_score_options
+@shape_option
+@map_option
+@strict_option
+@budget_option
+@run_budget_option
+@yes_option
+@limit_option
+@max_hours_option
+@quiet_option
+@click.pass_obj
+def filter_command(
+    db: str, file: str, output: str, rejected: str | None, grader: str, rubric: str | None, dataset: str | None,
+    min_score: Decimal | None, top: int | None, keep_share: Decimal | None, shape: str, mapping: dict[str, str] | None,
+    strict: bool, budget: Decimal | None, run_budget: Decimal | None, yes: bool, limit: int | None, max_hours: float | None,
+    quiet: bool,
+) -> int:  # fmt: skip
+    """Import a file, grade every row, keep the good ones and write them out.
+
+    Without --min-score, --top or --keep-share the rubric's own threshold decides. Rows without a score are never kept.
+    Stopped at any moment, the same command goes on from there.
+
+    \b
+    Example:
+      alpasift filter data.json -o kept.json --grader llama_cpp:model.gguf
+      alpasift filter data.json -o kept.json --grader rules --rejected out.jsonl
+    """
+    from batcher.datasets import import_file
+    from batcher.select import Condition, kept_positions, select
+    from batcher.store import Store
+
+    if sum(v is not None for v in (min_score, top, keep_share)) > 1:
+        raise click.UsageError("give one of --min-score, --top and --keep-share")
+    for target in filter(None, (output, rejected)):
+        check_target(target)
+    store = Store(db).create()
+    found = import_file(store, file, dataset=dataset, shape=shape, mapping=mapping, strict=strict)
+    tell_import(found)
+    backend, rubric_name = open_grader(store, found.version_id, grader, rubric, max_hours)
+    try:
+        summary = grade_dataset(
+            store, found.version_id, backend, rubric_name, limit=limit, budget=budget, run_budget=run_budget, yes=yes,
+            retry=False, quiet=quiet, command="filter",
+        )  # fmt: skip
+    finally:
+        backend.close()
+    by_grader, by_rubric = labels_of(store, summary.run_id)
+    tell_summary(store, summary, backend, found.label, by_grader, by_rubric)
+    if summary.outcome != "done":
+        note("not finished, so nothing was written; the same command goes on")
+        return 4
+    condition = _condition(store, by_rubric, min_score, top, keep_share)
+    kept = select(store, found.version_id, f"{found.dataset[:57]}-kept", condition, grader=by_grader, rubric=by_rubric)[0]
+    write_results(store, kept, output, rejected, by_grader, by_rubric)
+    tell_selection(kept)
+    print_composition(kept.manifest["composition"])
+    share = kept.rows / kept.pool if kept.pool else 0.0
+    if not 0.05 <= share <= 0.5:
+        note(_unusual(share, by_grader))
+    if by_rubric.partition("@")[0] == "rules":
+        from graders.rules import JUDGES
+
+        note(JUDGES)
+    note(f"{kept.rows:,} rows written to {plain(output)}" + (f", {kept.pool - kept.rows:,} to {plain(rejected)}" if rejected else ""))
+    note("next: alpasift scores, then another threshold with --min-score costs nothing")
+    return 0
+
+
+def _unusual(share: float, grader: str) -> str:
+    side = "few rows are kept" if share < 0.05 else "most rows are kept"
+    return f"warning: {share:.1%}, {side}; look at `alpasift scores` before you train on it, and at whether {grader} can judge this"
+
+
+def _condition(store: Store, rubric: str, min_score: Decimal | None, top: int | None, keep_share: Decimal | None) -> Condition:
+    from batcher.select import Condition
+
+    if min_score is None and top is None and keep_share is None:
+        min_score = store.query("rubric_threshold", rubric=rubric)[0]["threshold"]
+    return Condition(min_score=min_score, top=top, keep_share=keep_share)
+
+
+def check_target(path: str) -> None:
+    """Raise a usage error now when a file cannot be written later, after all the work."""
+    import os
+
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        raise click.UsageError(f"{path} is a folder; name a file")
+    if not folder.is_dir():
+        raise click.UsageError(f"the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        raise click.UsageError(f"the folder {folder} is read-only")
+
+
+def write_results(store: Store, kept: Selection, output: str, rejected: str | None, grader: str, rubric: str) -> None:
+    """The kept rows with their manifest, and the others with score and reason under the key `alpasift`."""
+    import json
+
+    from batcher.datasets import export_rows
+    from batcher.select import kept_positions
+
+    chosen = kept_positions(store, kept.selection_id)
+    export_rows(store, kept.version_id, chosen, output)
+    write_private(f"{output}.manifest.json", json.dumps(kept.manifest, indent=2, ensure_ascii=False, default=str) + "\n")
+    if rejected:
+        others = store.query("not_selected", selection_id=kept.selection_id, grader=grader, rubric=rubric)
+        verdicts = {
+            row["position"]: {
+                "alpasift": {"score": None if row["score"] is None else float(row["score"]), "reason": row["reason"], "explanation": row["explanation"]}
+            }
+            for row in others
+        }
+        export_rows(store, kept.version_id, sorted(verdicts), rejected, extra=verdicts.get)
