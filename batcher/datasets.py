@@ -32,7 +32,7 @@ import pyarrow as pa
 from batcher import formats, shapes
 from batcher.exports import dump_json, writable_format, write_rows
 from batcher.formats import DatasetError, Found, Source
-from batcher.shapes import REASONS, SHAPES, Parts, Shape, ShapeError, Unusable
+from batcher.shapes import REASONS, SHAPES, Parts, Reader, Shape, ShapeError, Unusable
 from batcher.store import Connection, Store, append, hash_id, rows, scalar, utc_now
 from graders import Example
 
@@ -274,9 +274,10 @@ class _Work:
 
     def batches(self, found: Iterable[Found]) -> Iterator[_Batch]:
         batch, size = _Batch(), 0
+        read = shapes.reader(self.shape)
         for position, one in enumerate(found):
             try:
-                size += _take(batch, self.shape, position, one)
+                size += _take(batch, read, position, one)
             except Unusable as error:
                 size += self._set_aside(batch, position, one, error.reason)
             if (position + 1) % _BATCH_ROWS == 0 or size > _BATCH_BYTES:
@@ -312,13 +313,13 @@ class _Work:
         return len(text)
 
 
-def _take(batch: _Batch, shape: Shape, position: int, found: Found) -> int:
+def _take(batch: _Batch, read: Reader, position: int, found: Found) -> int:
     """Add a row to the batch and return its size. Raises Unusable."""
     if found.reason:
         raise Unusable(found.reason)
     if type(found.row) is not dict:
         raise Unusable("not_an_object")
-    system, turns, instruction, text, output, category, other = shapes.read(shape, found.row)
+    system, turns, instruction, text, output, category, other = read(found.row)
     try:
         content = orjson.dumps([system, turns, instruction, text, output])
     except TypeError:
@@ -347,33 +348,46 @@ def _as_it_stood(found: Found) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+class _Staged:
+    """What DuckDB sees as the table `staged`: the batch of the moment.
+
+    Registered once: DuckDB keeps whatever was registered inside a transaction until its end, every batch of it.
+    """
+
+    def __init__(self) -> None:
+        self.table = _Batch().table()
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
 def _insert_all(con: Connection, version_id: str, batches: Iterable[_Batch], work: _Work) -> None:
     """Write the batches, each while the next is being read: DuckDB works without Python's lock."""
+    staged = _Staged()
+    con.register("staged", staged)
     with ThreadPoolExecutor(1, "insert") as writer:
         pending: Future[int] | None = None
         for batch in batches:
             if pending:
                 work.new_examples += pending.result()
-            pending = writer.submit(_insert, con, version_id, batch)
+            pending = writer.submit(_insert, con, staged, version_id, batch)
         if pending:
             work.new_examples += pending.result()
+    con.unregister("staged")
 
 
-def _insert(con: Connection, version_id: str, batch: _Batch) -> int:
+def _insert(con: Connection, staged: _Staged, version_id: str, batch: _Batch) -> int:
     """Write one batch and return how many of its examples were new."""
-    con.register("staged", batch.table())
-    try:
-        added = con.execute(
-            "insert into examples (example_id, system, turns, instruction, input, output) "
-            "select cast(example_id as uuid), system, turns, instruction, input, output from staged on conflict do nothing"
-        ).fetchone()
-        con.execute(
-            "insert into dataset_rows (version_id, position, example_id, category, other) "
-            "select cast($v as uuid), position, cast(example_id as uuid), category, other from staged",
-            {"v": version_id},
-        )
-    finally:
-        con.unregister("staged")
+    staged.table = batch.table()
+    added = con.execute(
+        "insert into examples (example_id, system, turns, instruction, input, output) "
+        "select cast(example_id as uuid), system, turns, instruction, input, output from staged on conflict do nothing"
+    ).fetchone()
+    con.execute(
+        "insert into dataset_rows (version_id, position, example_id, category, other) "
+        "select cast($v as uuid), position, cast(example_id as uuid), category, other from staged",
+        {"v": version_id},
+    )
     bad = [(version_id, *row) for row in batch.set_aside]
     append(con, "set_aside", ("version_id", "position", "line", "reason", "row"), bad)
     return int(added[0]) if added else 0

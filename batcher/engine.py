@@ -51,8 +51,12 @@ class Task(Protocol):
     """What to ask about an example, and how to read the answer."""
 
     name: str
-    rubric: Rubric
-    decoding: Mapping[str, Any]
+
+    @property
+    def rubric(self) -> Rubric: ...
+
+    @property
+    def decoding(self) -> Mapping[str, Any]: ...
 
     def request(self, example_id: str, example: Example, setup_id: str, sample: int) -> Request: ...
 
@@ -102,13 +106,20 @@ def setup_of(task: Task, backend: Backend) -> Setup:
     decoding = json.dumps(dict(task.decoding), sort_keys=True)
     grader_id = hash_id("grader", backend.name, fingerprint)
     rubric_id = hash_id("rubric", task.rubric.digest())
-    return Setup(hash_id("setup", task.name, grader_id, rubric_id, decoding), grader_id, rubric_id, fingerprint, decoding)
+    return Setup(
+        hash_id("setup", task.name, grader_id, rubric_id, decoding), grader_id, rubric_id, fingerprint, decoding
+    )
 
 
 def _write_setup(con: Connection, task: Task, backend: Backend, setup: Setup) -> None:
     rubric = task.rubric
     _register(con, "graders", "grader_id", setup.grader_id, backend.name, {"fingerprint": setup.fingerprint})
-    scale = {"scale_low": rubric.low, "scale_high": rubric.high, "scale_step": rubric.step, "threshold": rubric.threshold}
+    scale = {
+        "scale_low": rubric.low,
+        "scale_high": rubric.high,
+        "scale_step": rubric.step,
+        "threshold": rubric.threshold,
+    }
     content = {**scale, "content": json.dumps(rubric.content())}
     _register(con, "rubrics", "rubric_id", setup.rubric_id, rubric.name, content)
     columns = ("setup_id", "task", "grader_id", "rubric_id", "decoding")
@@ -131,7 +142,13 @@ class Questions:
     """
 
     def __init__(
-        self, store: Store, task: Task, setup: Setup, version_id: str, positions: array[int], about: dict[str, str] | None = None
+        self,
+        store: Store,
+        task: Task,
+        setup: Setup,
+        version_id: str,
+        positions: array[int],
+        about: dict[str, str] | None = None,
     ) -> None:
         self.store, self.task, self.setup, self.version_id = store, task, setup, version_id
         self.positions, self.about = positions, about
@@ -148,16 +165,28 @@ class Questions:
                 yield request
 
     def _page(self, positions: array[int]) -> list[tuple[str, Example]]:
-        parameters = {"version_id": self.version_id, "low": positions[0], "high": positions[-1], "positions": list(positions)}
+        parameters = {
+            "version_id": self.version_id,
+            "low": positions[0],
+            "high": positions[-1],
+            "positions": list(positions),
+        }
         with self.store.reader() as con:
             found = rows(con, named_query("examples_at").text, parameters).rows
         return [
-            (str(i), Example(instruction, input_, output, system, tuple(Turn(*t) for t in json.loads(turns)) if turns else ()))
+            (
+                str(i),
+                Example(
+                    instruction, input_, output, system, tuple(Turn(*t) for t in json.loads(turns)) if turns else ()
+                ),
+            )
             for i, system, turns, instruction, input_, output in found
         ]
 
 
-def pending(store: Store, task: Task, backend: Backend, version_id: str, *, retry: bool = False) -> tuple[Questions, int]:
+def pending(
+    store: Store, task: Task, backend: Backend, version_id: str, *, retry: bool = False
+) -> tuple[Questions, int]:
     """The questions that are still to be asked, and how many rows are answered already. Writes nothing."""
     setup = setup_of(task, backend)
     parameters = {"version_id": version_id, "setup_id": setup.setup_id, "retry": retry}
@@ -311,7 +340,15 @@ class Run:
 
     def _begin_run(self) -> None:
         facts = {"backend": dict(self.backend.facts), "limit": self.limit, "rows": len(self.questions)}
-        row = (self.run_id, self.command, self.setup.setup_id, self.version_id, os.getpid(), json.dumps(facts), utc_now())
+        row = (
+            self.run_id,
+            self.command,
+            self.setup.setup_id,
+            self.version_id,
+            os.getpid(),
+            json.dumps(facts),
+            utc_now(),
+        )
         with self.store.transaction() as con:
             append(con, "runs", ("run_id", "command", "setup_id", "version_id", "pid", "facts", "started_at"), [row])
 

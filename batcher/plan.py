@@ -78,7 +78,10 @@ def choose(offers: Sequence[Offer], max_hours: float | None = None) -> tuple[Off
     fitting = [o for o in possible if max_hours is None or (o.hours is not None and o.hours <= max_hours)]
     if not fitting:
         raise BackendUnavailable(_no_candidate(candidates, possible, max_hours))
-    best = min(fitting, key=lambda o: (o.estimate.usd if o.estimate else 0, o.hours if o.hours is not None else float("inf"), o.grader))
+    best = min(
+        fitting,
+        key=lambda o: (o.estimate.usd if o.estimate else 0, o.hours if o.hours is not None else float("inf"), o.grader),
+    )
     usd = best.estimate.usd if best.estimate else 0
     others = f" of {len(fitting)} that fit" if len(fitting) > 1 else ", the only one that fits"
     calibrated = "calibrated against a reference" if best.calibrated else "never calibrated against a reference"
@@ -87,11 +90,15 @@ def choose(offers: Sequence[Offer], max_hours: float | None = None) -> tuple[Off
 
 def _no_candidate(candidates: Sequence[Offer], possible: Sequence[Offer], max_hours: float | None) -> str:
     if possible:
-        times = ", ".join(f"{o.grader} {o.hours:.1f} h" if o.hours is not None else f"{o.grader} unknown" for o in possible)
+        times = ", ".join(
+            f"{o.grader} {o.hours:.1f} h" if o.hours is not None else f"{o.grader} unknown" for o in possible
+        )
         return f"no grader fits {max_hours} hours ({times}); raise --max-hours, or take fewer rows with --limit"
     reasons = "".join(f" {o.grader}: {o.why_not}." for o in candidates)
     return (
-        "no grader to choose from." + reasons + " Name one: --grader llama_cpp:PATH.gguf (an open model, on this machine), "
+        "no grader to choose from."
+        + reasons
+        + " Name one: --grader llama_cpp:PATH.gguf (an open model, on this machine), "
         "set ALPASIFT_GRADERS to the ones you have, or check form only with --grader rules; `alpasift doctor` tells what is missing"
     )
 
@@ -103,12 +110,22 @@ def doctor(database: str) -> list[dict[str, Any]]:
         lacks = getattr(import_module(f"graders.{name}"), "lacks", None)
         missing = lacks() if lacks is not None else None
         lines.append({"what": f"grader {name}", "ok": missing is None, "says": missing or "can work here"})
-    lines.append({"what": "python", "ok": True, "says": f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"})
+    lines.append(
+        {
+            "what": "python",
+            "ok": True,
+            "says": f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores",
+        }
+    )
     lines.append(_database_line(Path(database)))
-    free = shutil.disk_usage(Path(database).absolute().parent if Path(database).absolute().parent.is_dir() else "/").free
+    free = shutil.disk_usage(
+        Path(database).absolute().parent if Path(database).absolute().parent.is_dir() else "/"
+    ).free
     lines.append({"what": "disk", "ok": free > 2**30, "says": f"{free / 2**30:.1f} GiB free beside the database"})
     named = named_graders()
-    lines.append({"what": "--grader auto", "ok": bool(named), "says": ", ".join(named) or "ALPASIFT_GRADERS names no grader"})
+    lines.append(
+        {"what": "--grader auto", "ok": bool(named), "says": ", ".join(named) or "ALPASIFT_GRADERS names no grader"}
+    )
     return lines
 
 

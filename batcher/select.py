@@ -22,7 +22,7 @@ import json
 import re
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 from importlib import metadata
 from typing import Any, Literal
@@ -216,7 +216,8 @@ def select(
     chosen = _grades_for(store, version_id, condition, grader, rubric)
     size = condition.size
     if condition.match is not None:
-        size = resolve_selection(store, condition.match).rows
+        matched = resolve_selection(store, condition.match)
+        size, condition = matched.rows, replace(condition, match=matched.label)
     verdicts = _where(store, version_id, condition.where, chosen) if condition.where is not None else None
     with store.transaction() as con:
         con.execute(f"set memory_limit = '{MEMORY}'")
@@ -541,7 +542,7 @@ def _ties(con: Connection, condition: Condition) -> dict[str, Any]:
         where m.worth = c.worth and (m.why is null or m.why = 'not_drawn')
         """,
     ).rows[0]
-    return {"output_chars" if condition.order else "score": _number(abs(at)), "rows": tied, "taken": taken}
+    return {"output_chars" if condition.order else "score": _number(abs(at)), "tied": tied, "taken": taken}
 
 
 def _notes(condition: Condition, chosen: Chosen | None, size: int | None, scored: int, kept: int) -> list[str]:

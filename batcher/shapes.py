@@ -3,7 +3,7 @@
 Knows keys, roles and what makes a row unusable; nothing of files or tables. Reading a row splits it into its content
 (system, turns, instruction, input, output), its category, and `other`: a JSON object with the keys that are no
 content, as they stood, and under "$form" what else is needed to write exactly this row again (an order of keys
-unlike the first row's, a null, the spelling of a role, the parts of a message). `restore` is the inverse of `read`.
+unlike the first row's, a null, the spelling of a role, the parts of a message). `restore` is the inverse of what `reader` gives.
 
     alpaca    {"instruction", "input"?, "output"}
     dolly     {"instruction", "context", "response", "category"}
@@ -20,10 +20,11 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -172,7 +173,7 @@ def _no_shape(name: str, mapping: Mapping[str, str] | None, rows: Sequence[Mappi
 
 def _is_usable(shape: Shape, row: Mapping[str, Any]) -> bool:
     try:
-        read(shape, row)
+        reader(shape)(row)
     except Unusable:
         return False
     return True
@@ -181,31 +182,46 @@ def _is_usable(shape: Shape, row: Mapping[str, Any]) -> bool:
 # -- a row, taken apart -----------------------------------------------------------------------------------------
 
 
-def read(shape: Shape, row: Mapping[str, Any]) -> Parts:
-    """Split a row into content, category and other. Raises Unusable with the reason."""
-    return _read_messages(shape, row) if shape.messages else _read_flat(shape, row)
+Reader = Callable[[Mapping[str, Any]], Parts]
 
 
-def _read_flat(shape: Shape, row: Mapping[Any, Any]) -> Parts:
-    get = row.get
-    system, instruction, text, output = get(shape.system), get(shape.instruction), get(shape.input), get(shape.output)
-    if instruction is None:
-        raise Unusable("no_instruction")
-    if output is None:
-        raise Unusable("no_answer")
-    form: dict[str, Any] = {}
-    if system is None or text is None:
-        nulls = [k for k in (shape.system, shape.input) if row.get(k, "") is None]
-        if nulls:
-            form["null"] = nulls
-        system, text = "" if system is None else system, "" if text is None else text
-    if not (type(instruction) is type(output) is type(text) is type(system) is str):
-        raise Unusable("not_text")
-    _check_length(system, instruction, text, output)
-    if not (instruction.strip() or text.strip()):
-        raise Unusable("no_instruction")
-    category, other = _beside(shape, row, shape.flat, form)
-    return Parts(system, [], instruction, text, output, category, other)
+def reader(shape: Shape) -> Reader:
+    """What splits a row of this shape into content, category and other. It raises Unusable with the reason."""
+    return partial(_read_messages, shape) if shape.messages else _flat_reader(shape)
+
+
+def _flat_reader(shape: Shape) -> Reader:
+    system_key, instruction_key, input_key, output_key = shape.flat
+    keys, bare = shape.keys, set(shape.flat).issuperset(shape.keys)
+
+    def read(row: Mapping[Any, Any]) -> Parts:
+        get = row.get
+        system, instruction, text, output = (
+            get(system_key, ""),
+            get(instruction_key),
+            get(input_key, ""),
+            get(output_key),
+        )
+        if instruction is None:
+            raise Unusable("no_instruction")
+        if output is None:
+            raise Unusable("no_answer")
+        form: dict[str, Any] = {}
+        if system is None or text is None:
+            form["null"] = [k for k in (system_key, input_key) if get(k, "") is None]
+            system, text = "" if system is None else system, "" if text is None else text
+        if not (type(instruction) is type(output) is type(text) is type(system) is str):
+            raise Unusable("not_text")
+        if len(instruction) + len(text) + len(output) + len(system) > LONGEST_TEXT:
+            _check_length(instruction, text, output, system)
+        if not (instruction.strip() or text.strip()):
+            raise Unusable("no_instruction")
+        if bare and not form and tuple(row) == keys:  # most rows of most files
+            return Parts(system, [], instruction, text, output, None, "{}")
+        category, other = _beside(shape, row, shape.flat, form)
+        return Parts(system, [], instruction, text, output, category, other)
+
+    return read
 
 
 def _check_length(*texts: str) -> None:

@@ -12,7 +12,7 @@ export ALPASIFT_DB
 
 run() {
     printf '\n$ alpasift %s\n' "$*"
-    "$alpasift" "$@"
+    "$alpasift" "$@" 2>&1
 }
 
 run import "$here/instructions.jsonl" --dataset examples

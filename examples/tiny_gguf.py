@@ -129,18 +129,18 @@ def make(
         return (random.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
 
     ones = np.ones(n_embd, np.float32)
-    # Embeddings of size one, a head three times the usual: answers then differ from row to row and are seldom a tie.
+    # What attention gathers weighs more than the last token, so that answers differ from row to row.
     writer.add_tensor("token_embd.weight", weights(len(tokens), n_embd) * np.float32(np.sqrt(n_embd)))
     for layer in range(n_layer):
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", ones)
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            writer.add_tensor(f"blk.{layer}.{name}.weight", weights(n_embd, n_embd) * 2)
+        for name, size in (("attn_q", 1), ("attn_k", 1), ("attn_v", 3), ("attn_output", 3)):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", weights(n_embd, n_embd) * size)
         writer.add_tensor(f"blk.{layer}.ffn_norm.weight", ones)
         writer.add_tensor(f"blk.{layer}.ffn_gate.weight", weights(n_ff, n_embd))
         writer.add_tensor(f"blk.{layer}.ffn_up.weight", weights(n_ff, n_embd))
         writer.add_tensor(f"blk.{layer}.ffn_down.weight", weights(n_embd, n_ff))
     writer.add_tensor("output_norm.weight", ones)
-    writer.add_tensor("output.weight", weights(len(tokens), n_embd) * 3)
+    writer.add_tensor("output.weight", weights(len(tokens), n_embd) * 2)
 
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

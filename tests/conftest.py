@@ -41,7 +41,9 @@ def store(tmp_path: Path) -> Store:
 def alpasift(tmp_path: Path) -> Callable[..., Ran]:
     """Run `alpasift ARGUMENTS` in a process of its own, in an empty folder."""
 
-    def call(*arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None, stdin: str | None = "") -> Ran:
+    def call(
+        *arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None, stdin: str | None = ""
+    ) -> Ran:
         return run_cli(arguments, cwd=cwd or tmp_path, env=env, stdin=stdin)
 
     return call
@@ -53,7 +55,12 @@ def cli_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 
 
 def run_cli(
-    arguments: Sequence[object], *, cwd: Path, env: dict[str, str] | None = None, stdin: str | None = "", timeout: float = 120
+    arguments: Sequence[object],
+    *,
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    stdin: str | None = "",
+    timeout: float = 120,
 ) -> Ran:
     done = subprocess.run(
         [sys.executable, "-m", "batcher.cli", *map(str, arguments)],
@@ -70,5 +77,6 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def some_rows(count: int) -> list[dict[str, Any]]:
     """Distinct plain rows: row i asks for i plus i."""
     return [
-        {"instruction": f"Add the number {i} to itself.", "input": "", "output": f"{i} and {i} make {2 * i}."} for i in range(count)
+        {"instruction": f"Add the number {i} to itself.", "input": "", "output": f"{i} and {i} make {2 * i}."}
+        for i in range(count)
     ]

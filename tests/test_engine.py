@@ -19,7 +19,17 @@ from batcher.ledger import LedgerAlarm, NoBudget
 from batcher.store import Store, StoreBusy
 from batcher.tasks.grade import Grade
 from conftest import some_rows, write_rows
-from graders import Backend, BackendError, BackendUnavailable, BudgetExceeded, Estimate, Meter, Reply, Request, open_backend
+from graders import (
+    Backend,
+    BackendError,
+    BackendUnavailable,
+    BudgetExceeded,
+    Estimate,
+    Meter,
+    Reply,
+    Request,
+    open_backend,
+)
 from graders.rubric import load_rubric
 
 PAID = 'usd_per_million_input = "0.15"\nusd_per_million_output = "0.60"\n'
@@ -118,7 +128,7 @@ def test_another_rubric_or_another_grader_is_another_question(store: Store, tmp_
     version = dataset(store, tmp_path, 4)
     grade(store, version, open_backend("fake"))
     assert grade(store, version, open_backend("fake"), rubric="helpfulness").asked == 4
-    assert grade(store, version, script(tmp_path, 'max_output_tokens = 9\n')).asked == 4
+    assert grade(store, version, script(tmp_path, "max_output_tokens = 9\n")).asked == 4
     assert column(store, "select count(*) from graded") == [12]
 
 
@@ -146,14 +156,22 @@ def test_what_could_not_be_read_is_asked_once_more_and_then_given_up(store: Stor
     summary = grade(store, version, backend)
     assert (summary.asked, summary.replied, summary.scored) == (6, 6, 4)
     assert backend.asked.count(backend.asked[-1]) == 2
-    assert grade(store, version, Recording(script(tmp_path, '[[reply]]\nmatch = "number 3 "\ntext = "good"\n'))).asked == 0
-    assert store.locked_query("select score, reason, replies from graded where score is null").rows == [(None, "unreadable", 2)]
+    assert (
+        grade(store, version, Recording(script(tmp_path, '[[reply]]\nmatch = "number 3 "\ntext = "good"\n'))).asked == 0
+    )
+    assert store.locked_query("select score, reason, replies from graded where score is null").rows == [
+        (None, "unreadable", 2)
+    ]
     assert grade(store, version, backend, retry=True).asked == 1
 
 
 def test_a_second_answer_that_can_be_read_counts(store: Store, tmp_path: Path) -> None:
     version = dataset(store, tmp_path, 3)
-    summary = grade(store, version, script(tmp_path, '[[reply]]\nmatch = "number 1 "\ntext = "good"\ntimes = 1\n[[reply]]\ntext = "2"\n'))
+    summary = grade(
+        store,
+        version,
+        script(tmp_path, '[[reply]]\nmatch = "number 1 "\ntext = "good"\ntimes = 1\n[[reply]]\ntext = "2"\n'),
+    )
     assert (summary.asked, summary.scored) == (4, 3)
     assert column(store, "select count(*) from graded where score = 2") == [3]
 
@@ -197,7 +215,9 @@ def test_the_money_spent_never_passes_the_cap(store: Store, tmp_path: Path) -> N
     assert (done.outcome, done.scored + stopped.scored) == ("done", 20)
 
 
-def test_a_run_that_should_cost_more_than_is_free_sends_nothing_and_says_what_fits(store: Store, tmp_path: Path) -> None:
+def test_a_run_that_should_cost_more_than_is_free_sends_nothing_and_says_what_fits(
+    store: Store, tmp_path: Path
+) -> None:
     version = dataset(store, tmp_path)
     with Run(store, Grade(load_rubric("accuracy")), script(tmp_path, PAID), version, budget=Decimal("0.0002")) as run:
         estimate = run.estimate()
@@ -220,7 +240,12 @@ def test_a_backend_that_dies_leaves_what_it_answered(store: Store, tmp_path: Pat
 def test_an_interrupt_commits_what_is_in_hand_and_its_money(store: Store, tmp_path: Path) -> None:
     version = dataset(store, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        grade(store, version, Dying(script(tmp_path, PAID + "lines_per_attempt = 5\n"), 7, KeyboardInterrupt()), budget=Decimal(1))
+        grade(
+            store,
+            version,
+            Dying(script(tmp_path, PAID + "lines_per_attempt = 5\n"), 7, KeyboardInterrupt()),
+            budget=Decimal(1),
+        )
     assert column(store, "select count(*) from graded where score is not null") == [7]
     money = store.query("ledger")[0]
     assert (money["reserved_usd"], column(store, "select count(*) from ledger where kind = 'unresolved'")) == (0, [3])
@@ -259,7 +284,9 @@ def test_a_grader_is_not_asked_about_a_rubric_it_refuses(store: Store, tmp_path:
         grade(store, dataset(store, tmp_path, 2), open_backend("fake"), rubric="rules")
 
 
-def test_while_another_program_holds_the_database_finished_replies_are_spooled_and_none_is_lost(store: Store, tmp_path: Path) -> None:
+def test_while_another_program_holds_the_database_finished_replies_are_spooled_and_none_is_lost(
+    store: Store, tmp_path: Path
+) -> None:
     version = dataset(store, tmp_path, 30)
     store.wait = 20
     code = f"import duckdb, time; con = duckdb.connect({str(store.path)!r}); print('held', flush=True); time.sleep(5)"
@@ -281,7 +308,9 @@ def test_while_another_program_holds_the_database_finished_replies_are_spooled_a
     def hold() -> None:
         time.sleep(1.5)
         for _ in range(200):
-            process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
             assert process.stdout is not None
             if process.stdout.readline().strip() == "held":
                 holder.append(process)
@@ -303,7 +332,9 @@ def test_a_spool_left_by_a_killed_run_is_ingested_by_the_next(store: Store, tmp_
     with pytest.raises(BackendError):
         grade(store, version, Dying(script(tmp_path, PAID), 1, BackendError("broke")), budget=Decimal(1))
     attempt, key = store.locked_query("select attempt_id, key from replies").rows[0]
-    late = Reply(str(attempt), str(key), "late", "answered", "3", "stop", usage={"prompt_tokens": 0, "completion_tokens": 0})
+    late = Reply(
+        str(attempt), str(key), "late", "answered", "3", "stop", usage={"prompt_tokens": 0, "completion_tokens": 0}
+    )
     from dataclasses import asdict
 
     store.path.with_name(store.path.name + ".spool").write_text(json.dumps(asdict(late)) + "\n" + '{"attempt": "cut')
@@ -317,7 +348,9 @@ def test_stored_replies_are_read_again_by_a_better_parser_and_nobody_is_asked(st
     with store.transaction() as con:
         con.execute("create temp table old as select * from readings")
         con.execute("delete from readings")
-        con.execute("insert into readings select attempt_id, key, request_id, '0', null, null, 'unreadable', null, recorded_at from old")
+        con.execute(
+            "insert into readings select attempt_id, key, request_id, '0', null, null, 'unreadable', null, recorded_at from old"
+        )
     again = Recording(open_backend("fake"))
     assert grade(store, version, again).asked == 0
     assert column(store, "select count(*) from graded where score is not null") == [3]
@@ -354,7 +387,9 @@ def test_a_busy_database_names_the_process_that_holds_it(store: Store) -> None:
     import sys
 
     code = f"import duckdb; con = duckdb.connect({str(store.path)!r}); print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(StoreBusy, match=f"process {holder.pid}"):

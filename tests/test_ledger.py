@@ -49,7 +49,15 @@ def budget(store: Store, usd: str) -> None:
 
 
 def answered(attempt: str, key: str, prompt: int = 1, completion: int = 1, request_id: str = "r") -> Reply:
-    return Reply(attempt, key, request_id, "answered", "4", "stop", usage={"prompt_tokens": prompt, "completion_tokens": completion})
+    return Reply(
+        attempt,
+        key,
+        request_id,
+        "answered",
+        "4",
+        "stop",
+        usage={"prompt_tokens": prompt, "completion_tokens": completion},
+    )
 
 
 def key(i: int) -> str:
@@ -68,7 +76,11 @@ def test_cached_and_written_tokens_are_parts_of_the_prompt() -> None:
     from dataclasses import replace
 
     price = replace(PRICE, cached_input=Decimal("1e-9"), cache_write=Decimal("4e-9"))
-    usage = {"prompt_tokens": 10, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 5}}
+    usage = {
+        "prompt_tokens": 10,
+        "completion_tokens": 0,
+        "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 5},
+    }
     assert charge(price, usage) == Decimal("2.5e-9") + 4 * Decimal("1e-9") + 5 * Decimal("4e-9")
 
 
@@ -210,7 +222,12 @@ def test_a_charge_above_its_ceiling_is_booked_in_full_and_stops_all_sending(stor
 def test_work_that_was_not_asked_for_is_booked_even_past_the_cap_and_stops_all_sending(store: Store) -> None:
     budget(store, "0.0000001")
     attempt = reserve(store, [key(1)], Decimal("1e-7"))
-    ingest(store, answered(attempt, key(1), 1, 1, "first"), answered(attempt, key(1), 1, 1, "second"), answered(attempt, key(9), 50, 1))
+    ingest(
+        store,
+        answered(attempt, key(1), 1, 1, "first"),
+        answered(attempt, key(1), 1, 1, "second"),
+        answered(attempt, key(9), 50, 1),
+    )
     now = balance(store)
     assert now.spent == 2 * Decimal("1.25e-8") + Decimal("1.35e-7")
     assert now.free is not None and now.free < 0
@@ -303,7 +320,9 @@ class LedgerMachine(RuleBasedStateMachine):
         attempt=attempts, line=st.integers(0, 2), request=st.sampled_from("ab"), prompt=tokens, completion=tokens,
         outcome=st.sampled_from(["answered", "rejected_free", "unknown", "bad_usage"]),
     )  # fmt: skip
-    def reply(self, attempt: tuple[str, tuple[str, ...]], line: int, request: str, prompt: int, completion: int, outcome: str) -> None:
+    def reply(
+        self, attempt: tuple[str, tuple[str, ...]], line: int, request: str, prompt: int, completion: int, outcome: str
+    ) -> None:
         identity, keys = attempt
         if not keys:
             return
@@ -356,7 +375,9 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (now.reserved, now.unresolved) == (sum(self.held.values()), sum(self.owed.values()))
         assert now.spent + now.reserved + now.unresolved + self.free == now.budget
         view = self.store.query("ledger")[0]
-        assert view["spent_usd"] + view["reserved_usd"] + view["unresolved_usd"] + view["free_usd"] == view["budget_usd"]
+        assert (
+            view["spent_usd"] + view["reserved_usd"] + view["unresolved_usd"] + view["free_usd"] == view["budget_usd"]
+        )
 
 
 TestLedgerMachine = LedgerMachine.TestCase

@@ -32,7 +32,9 @@ def test_a_score_of_four_and_a_half_is_read_however_it_is_spelled(text: str) -> 
     assert read_score(text, ACCURACY).score == Decimal("4.5")
 
 
-@pytest.mark.parametrize("text", ["45", "-3", "inf", "-inf", "nan", "5.5", "6", "4.7", "0.25", "Score: 9", "1e3\n", '{"score": 50}'])
+@pytest.mark.parametrize(
+    "text", ["45", "-3", "inf", "-inf", "nan", "5.5", "6", "4.7", "0.25", "Score: 9", "1e3\n", '{"score": 50}']
+)
 def test_a_number_off_the_scale_is_no_score(text: str) -> None:
     reading = read_score(text, ACCURACY)
     assert reading.score is None
@@ -79,14 +81,21 @@ def test_a_refusal_is_told_from_nonsense() -> None:
 
 
 def test_the_explanation_is_kept() -> None:
-    assert read_score("4\nThe year is wrong.\nThe rest is right.", ACCURACY).explanation == "The year is wrong.\nThe rest is right."
+    assert (
+        read_score("4\nThe year is wrong.\nThe rest is right.", ACCURACY).explanation
+        == "The year is wrong.\nThe rest is right."
+    )
     assert read_score("4 - the year is wrong", ACCURACY).explanation == "the year is wrong"
     assert read_score("4", ACCURACY).explanation is None
 
 
 def test_the_rules_name_their_reason_beside_the_score() -> None:
     reading = read_score("0\ncut_off: it ends with a comma", RULES)
-    assert (reading.score, reading.reason, reading.explanation) == (Decimal(0), "cut_off", "cut_off: it ends with a comma")
+    assert (reading.score, reading.reason, reading.explanation) == (
+        Decimal(0),
+        "cut_off",
+        "cut_off: it ends with a comma",
+    )
     assert read_score("1", RULES).reason is None
 
 
@@ -100,6 +109,10 @@ def test_no_text_breaks_the_parser_and_a_score_is_always_on_the_scale(text: str,
             assert reading.score * 2 == int(reading.score * 2)
 
 
-@given(st.sampled_from(ACCURACY.choices), st.sampled_from(["", "Score: ", "**", "Accuracy: "]), st.sampled_from(["", "\nWhy: x", ".", "/5"]))
+@given(
+    st.sampled_from(ACCURACY.choices),
+    st.sampled_from(["", "Score: ", "**", "Accuracy: "]),
+    st.sampled_from(["", "\nWhy: x", ".", "/5"]),
+)
 def test_every_choice_reads_back_as_itself(choice: str, before: str, after: str) -> None:
     assert read_score(before + choice + after, ACCURACY).score == Decimal(choice)

@@ -51,7 +51,13 @@ def test_an_absent_input_has_no_section() -> None:
 
 
 def test_earlier_turns_are_shown_as_context_only() -> None:
-    row = Example("And of Spain?", "", "Madrid", system="Be brief.", turns=(Turn("user", "Capital of France?"), Turn("assistant", "Paris")))
+    row = Example(
+        "And of Spain?",
+        "",
+        "Madrid",
+        system="Be brief.",
+        turns=(Turn("user", "Capital of France?"), Turn("assistant", "Paris")),
+    )
     text = load_rubric("accuracy").messages(row, "a")[1][1]
     assert "earlier turns, for context only -----\nuser: Capital of France?\nassistant: Paris\n" in text
     assert "system text of the conversation -----\nBe brief.\n" in text

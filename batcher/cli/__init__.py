@@ -71,7 +71,9 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
     metavar="FILE",
     help="The database: one file holds dataset, replies, scores and ledger.",
 )
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version.")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
+)
 @click.pass_context
 def cli(ctx: click.Context, db: str) -> None:
     """Grade, sift and fine-tune on instruction data under a dollar budget.
@@ -138,7 +140,9 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  the last line of defence: never a traceback
         if os.environ.get("ALPASIFT_DEBUG"):
             raise
-        _say(f"this is a fault in alpasift, not in your data: {type(error).__name__}: {error}. ALPASIFT_DEBUG=1 shows where")
+        _say(
+            f"this is a fault in alpasift, not in your data: {type(error).__name__}: {error}. ALPASIFT_DEBUG=1 shows where"
+        )
         return 1
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from batcher.store import Store
 
 
-class DecimalType(click.ParamType):
+class DecimalType(click.ParamType[Decimal]):
     """An exact number."""
 
     name = "number"
@@ -80,13 +80,32 @@ def _with_score_options(command: Any) -> Any:
 
 @click.command("select")
 @_with_score_options
-@click.option("--where", metavar="SQL", help="Rows for which this SQL is true, \"score >= 4 and output_chars > 200\".")
-@click.option("--random", "random_", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="N rows at random.")
-@click.option("--longest", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="The N longest outputs.")
-@click.option("--shortest", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="The N shortest outputs.")
-@click.option("--match", metavar="SELECTION", help="With --random, --longest or --shortest: as many rows as that selection.")
-@click.option("--quota", multiple=True, callback=_quota, metavar="CATEGORY:N", help="At most N rows of a category, best first; repeatable.")
-@click.option("--nested", callback=_sizes, metavar="N,N", help="Also random sub-samples, each within the next: NAME-3000, NAME-6000.")
+@click.option("--where", metavar="SQL", help='Rows for which this SQL is true, "score >= 4 and output_chars > 200".')
+@click.option(
+    "--random", "random_", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="N rows at random."
+)
+@click.option(
+    "--longest", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="The N longest outputs."
+)
+@click.option(
+    "--shortest", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="The N shortest outputs."
+)
+@click.option(
+    "--match", metavar="SELECTION", help="With --random, --longest or --shortest: as many rows as that selection."
+)
+@click.option(
+    "--quota",
+    multiple=True,
+    callback=_quota,
+    metavar="CATEGORY:N",
+    help="At most N rows of a category, best first; repeatable.",
+)
+@click.option(
+    "--nested",
+    callback=_sizes,
+    metavar="N,N",
+    help="Also random sub-samples, each within the next: NAME-3000, NAME-6000.",
+)
 @click.option("--seed", default=0, show_default=True, type=int, help="Breaks ties and draws samples.")
 @click.option("--name", required=True, metavar="NAME", help="What to call it.")
 @click.option("--dataset", metavar="NAME", help="Which dataset (NAME, or NAME@2); the only one if not given.")
@@ -115,9 +134,17 @@ def select_command(
 
     orders = {"random": random_, "longest": longest, "shortest": shortest}
     given = {k: v for k, v in orders.items() if v is not None}
-    conditions = {"--min-score": min_score, "--top": top, "--keep-share": keep_share, "--where": where, **{f"--{k}": v for k, v in given.items()}}
+    conditions = {
+        "--min-score": min_score,
+        "--top": top,
+        "--keep-share": keep_share,
+        "--where": where,
+        **{f"--{k}": v for k, v in given.items()},
+    }
     if sum(v is not None for v in conditions.values()) != 1:
-        raise click.UsageError(f"give exactly one of {', '.join(['--min-score', '--top', '--keep-share', '--where', '--random', '--longest', '--shortest'])}")
+        raise click.UsageError(
+            f"give exactly one of {', '.join(['--min-score', '--top', '--keep-share', '--where', '--random', '--longest', '--shortest'])}"
+        )
     order, size = next(iter(given.items())) if given else (None, None)
     if given and not size and not match:
         raise click.UsageError(f"--{order} needs a number of rows, or --match SELECTION")
@@ -133,6 +160,7 @@ def select_command(
         return
     for selection in made:
         tell_selection(selection)
+    tell_not_selected(store, made[0])
     print_composition(made[0].manifest["composition"])
     note(f"next: alpasift export --selection {made[0].label} -o kept.json")
 
@@ -143,29 +171,56 @@ def tell_selection(selection: Selection) -> None:
     note(f"{selection.label}: {selection.rows:,} of {selection.pool:,} rows kept ({share:.1%})")
     ties = selection.manifest.get("ties")
     if ties and ties.get("taken") is not None and ties["taken"] < ties["tied"]:
-        note(f"  {ties['taken']:,} of the {ties['tied']:,} rows that score {number(ties['score'])} were taken, by a seeded hash")
-    reasons = selection.manifest.get("not_kept_by_reason") or {}
-    for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]):
-        note(f"  {count:,} rows have no score and are never kept: {reason}")
+        note(
+            f"  {ties['taken']:,} of the {ties['tied']:,} rows that score {number(ties['score'])} were taken, by a seeded hash"
+        )
+    for text in selection.manifest.get("notes") or []:
+        note(f"  {text}")
+
+
+def tell_not_selected(store: Store, selection: Selection) -> None:
+    """Why the others were not kept, by score and reason. Nothing where no grader was involved."""
+    grader, rubric = (selection.manifest.get(part) or {} for part in ("grader", "rubric"))
+    if not grader:
+        return
+    found = store.query(
+        "not_selected_by_reason", selection_id=selection.selection_id, grader=grader["label"], rubric=rubric["label"]
+    )
+    lower = sum(row["rows"] for row in found if row["reason"] == "not_chosen")
+    if lower:
+        note(f"  {lower:,} not kept: a lower score")
+    for row in found:
+        if row["reason"] != "not_chosen":
+            score = "no score" if row["score"] is None else f"score {number(row['score'])}"
+            note(f"  {row['rows']:,} not kept: {score}, {row['reason']}")
 
 
 def print_composition(rows: list[dict[str, Any]]) -> None:
     """Kept against pool, one measure a line."""
-    table = []
-    for row in rows:
-        share = lambda value: "" if value is None else f"{value:.1%}"  # noqa: E731
-        table.append((
-            row["measure"], number(row["pool"]), share(row["pool_share"]), number(row["kept"]), share(row["kept_share"]),
-            share(row["keep_rate"]),
-        ))  # fmt: skip
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.1%}"
+
+    table = [
+        (
+            f"category {row['category']}" if row["category"] else row["measure"].replace("_", " "),
+            number(row["pool"]), share(row["pool_share"]), number(row["kept"]), share(row["kept_share"]), share(row["keep_rate"]),
+        )
+        for row in rows
+        if row["category"] != "(none)" or row["pool_share"] != 1
+    ]  # fmt: skip
     print_table(("", "pool", "share", "kept", "share", "kept of pool"), table)
 
 
 @click.command("filter")
 @click.argument("file", type=click.Path(), metavar="FILE")
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT", help="Where the kept rows go.")
-@click.option("--rejected", type=click.Path(), metavar="FILE", help="Where the other rows go, each with its score and reason.")
-@click.option("--grader", default="auto", show_default=True, metavar="SPEC", help="rules, llama_cpp:model.gguf, fake, auto.")
+@click.option(
+    "--rejected", type=click.Path(), metavar="FILE", help="Where the other rows go, each with its score and reason."
+)
+@click.option(
+    "--grader", default="auto", show_default=True, metavar="SPEC", help="rules, llama_cpp:model.gguf, fake, auto."
+)
 @click.option("--rubric", metavar="R", help="accuracy, helpfulness, or the path of your own .toml.")
 @click.option("--dataset", metavar="NAME", help="The name to keep the file under.")
 @_with_score_options
@@ -196,7 +251,7 @@ def filter_command(
       alpasift filter data.json -o kept.json --grader rules --rejected out.jsonl
     """
     from batcher.datasets import import_file
-    from batcher.select import Condition, kept_positions, select
+    from batcher.select import select
     from batcher.store import Store
 
     if sum(v is not None for v in (min_score, top, keep_share)) > 1:
@@ -220,9 +275,12 @@ def filter_command(
         note("not finished, so nothing was written; the same command goes on")
         return 4
     condition = _condition(store, by_rubric, min_score, top, keep_share)
-    kept = select(store, found.version_id, f"{found.dataset[:57]}-kept", condition, grader=by_grader, rubric=by_rubric)[0]
+    kept = select(store, found.version_id, f"{found.dataset[:57]}-kept", condition, grader=by_grader, rubric=by_rubric)[
+        0
+    ]
     write_results(store, kept, output, rejected, by_grader, by_rubric)
     tell_selection(kept)
+    tell_not_selected(store, kept)
     print_composition(kept.manifest["composition"])
     share = kept.rows / kept.pool if kept.pool else 0.0
     if not 0.05 <= share <= 0.5:
@@ -231,7 +289,10 @@ def filter_command(
         from graders.rules import JUDGES
 
         note(JUDGES)
-    note(f"{kept.rows:,} rows written to {plain(output)}" + (f", {kept.pool - kept.rows:,} to {plain(rejected)}" if rejected else ""))
+    note(
+        f"{kept.rows:,} rows written to {plain(output)}"
+        + (f", {kept.pool - kept.rows:,} to {plain(rejected)}" if rejected else "")
+    )
     note("next: alpasift scores, then another threshold with --min-score costs nothing")
     return 0
 
@@ -241,7 +302,9 @@ def _unusual(share: float, grader: str) -> str:
     return f"warning: {share:.1%}, {side}; look at `alpasift scores` before you train on it, and at whether {grader} can judge this"
 
 
-def _condition(store: Store, rubric: str, min_score: Decimal | None, top: int | None, keep_share: Decimal | None) -> Condition:
+def _condition(
+    store: Store, rubric: str, min_score: Decimal | None, top: int | None, keep_share: Decimal | None
+) -> Condition:
     from batcher.select import Condition
 
     if min_score is None and top is None and keep_share is None:
@@ -271,13 +334,21 @@ def write_results(store: Store, kept: Selection, output: str, rejected: str | No
 
     chosen = kept_positions(store, kept.selection_id)
     export_rows(store, kept.version_id, chosen, output)
-    write_private(f"{output}.manifest.json", json.dumps(kept.manifest, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_private(
+        f"{output}.manifest.json", json.dumps(kept.manifest, indent=2, ensure_ascii=False, default=str) + "\n"
+    )
     if rejected:
         others = store.query("not_selected", selection_id=kept.selection_id, grader=grader, rubric=rubric)
         verdicts = {
             row["position"]: {
-                "alpasift": {"score": None if row["score"] is None else float(row["score"]), "reason": row["reason"], "explanation": row["explanation"]}
+                "alpasift": {
+                    "score": None if row["score"] is None else float(row["score"]),
+                    "reason": row["reason"],
+                    "explanation": row["explanation"],
+                }
             }
             for row in others
         }
-        export_rows(store, kept.version_id, sorted(verdicts), rejected, extra=verdicts.get)
+        export_rows(
+            store, kept.version_id, sorted(verdicts), rejected, extra=lambda position, _example_id: verdicts[position]
+        )

@@ -51,7 +51,13 @@ def tell_import(found: object) -> None:
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.pass_obj
 def import_command(
-    db: str, files: tuple[str, ...], dataset: str | None, shape: str, mapping: dict[str, str] | None, strict: bool, form: str | None
+    db: str,
+    files: tuple[str, ...],
+    dataset: str | None,
+    shape: str,
+    mapping: dict[str, str] | None,
+    strict: bool,
+    form: str | None,
 ) -> None:
     """Bring instruction data into the database: alpaca, dolly, sharegpt or messages rows.
 
@@ -83,9 +89,15 @@ def import_command(
 @click.command("export")
 @click.option("--selection", metavar="NAME", help="Write this selection.")
 @click.option("--dataset", metavar="NAME", help="Write this dataset, every row.")
-@click.option("-o", "--output", required=True, type=click.Path(), metavar="FILE", help="Where to; its suffix tells the format.")
-@click.option("--format", "format_", type=click.Choice(["json", "jsonl", "csv", "parquet"]), help="If the suffix does not tell.")
-@click.option("--shape", type=click.Choice(["alpaca", "dolly", "sharegpt", "messages"]), help="Another shape than the import's.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(), metavar="FILE", help="Where to; its suffix tells the format."
+)
+@click.option(
+    "--format", "format_", type=click.Choice(["json", "jsonl", "csv", "parquet"]), help="If the suffix does not tell."
+)
+@click.option(
+    "--shape", type=click.Choice(["alpaca", "dolly", "sharegpt", "messages"]), help="Another shape than the import's."
+)
 @click.pass_obj
 def export_command(
     db: str, selection: str | None, dataset: str | None, output: str, format_: str | None, shape: str | None
@@ -108,7 +120,9 @@ def export_command(
     store = Store(db).existing()
     if selection:
         chosen = resolve_selection(store, selection)
-        count = export_rows(store, chosen.version_id, kept_positions(store, chosen.selection_id), output, format=format_, shape=shape)
+        count = export_rows(
+            store, chosen.version_id, kept_positions(store, chosen.selection_id), output, format=format_, shape=shape
+        )
         manifest = Path(f"{output}.manifest.json")
         write_private(manifest, json.dumps(chosen.manifest, indent=2, ensure_ascii=False, default=str) + "\n")
         note(f"{count:,} rows of {chosen.label} written to {plain(output)}, how they were chosen to {plain(manifest)}")

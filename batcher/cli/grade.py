@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.printing import duration, note, plain, print_json, print_table, progress_line
+from batcher.cli.printing import duration, note, number, plain, print_json, print_table, progress_line
 
 if TYPE_CHECKING:
     from batcher.engine import Run, Summary
@@ -32,10 +32,14 @@ budget_option = click.option(
     "--budget", metavar="USD", callback=_usd,
     help="The cap of this database, for all its life: spent, reserved and unresolved together.",
 )  # fmt: skip
-run_budget_option = click.option("--run-budget", metavar="USD", callback=_usd, help="A cap on this run, on top of the budget.")
+run_budget_option = click.option(
+    "--run-budget", metavar="USD", callback=_usd, help="A cap on this run, on top of the budget."
+)
 yes_option = click.option("--yes", is_flag=True, help="Do not ask before spending.")
 limit_option = click.option("--limit", type=click.IntRange(1), metavar="N", help="Grade at most N rows in this run.")
-max_hours_option = click.option("--max-hours", type=click.FloatRange(0, min_open=True), metavar="H", help="For --grader auto.")
+max_hours_option = click.option(
+    "--max-hours", type=click.FloatRange(0, min_open=True), metavar="H", help="For --grader auto."
+)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress line.")
 
 
@@ -47,14 +51,21 @@ def rubric_for(spec: str, rubric: str | None) -> str:
 
 
 @click.command("plan")
-@click.option("--grader", "graders", multiple=True, metavar="SPEC", help="A grader to compare, llama_cpp:model.gguf; repeatable.")
+@click.option(
+    "--grader", "graders", multiple=True, metavar="SPEC", help="A grader to compare, llama_cpp:model.gguf; repeatable."
+)
 @click.option("--rubric", metavar="R", help="accuracy, helpfulness, or the path of your own .toml.")
 @click.option("--dataset", metavar="NAME", help="Which dataset (NAME, or NAME@2); the only one if not given.")
 @max_hours_option
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.pass_obj
 def plan_command(
-    db: str, graders: tuple[str, ...], rubric: str | None, dataset: str | None, max_hours: float | None, form: str | None
+    db: str,
+    graders: tuple[str, ...],
+    rubric: str | None,
+    dataset: str | None,
+    max_hours: float | None,
+    form: str | None,
 ) -> None:
     """What each grader would cost and take for the rows it has not graded yet. Sends nothing.
 
@@ -73,15 +84,17 @@ def plan_command(
     offers = make_offers(store, version.version_id, named, rubric)
     try:
         chosen, why = choose(offers, max_hours)
-        choice = {"grader": chosen.grader, "reason": why}
+        choice: dict[str, str | None] = {"grader": chosen.grader, "reason": why}
     except BackendUnavailable as error:
         choice = {"grader": None, "reason": str(error)}
     if form:
-        print_json({"dataset": version.label, "rows": version.rows, "offers": [_offer_row(o) for o in offers], "auto": choice})
+        print_json(
+            {"dataset": version.label, "rows": version.rows, "offers": [_offer_row(o) for o in offers], "auto": choice}
+        )
         return
     click.echo(f"{plain(version.label)}: {version.rows:,} rows")
     print_offers(offers)
-    click.echo(f"--grader auto: {plain(choice['reason'])}")
+    click.echo(f"--grader auto: {plain(choice['reason'] or '')}")
 
 
 def make_offers(store: Store, version_id: str, named: list[str], rubric: str | None) -> list[Any]:
@@ -130,7 +143,9 @@ def print_offers(offers: list[Any]) -> None:
     print_table(("grader", "rubric", "rows", "expected", "at most", "time", ""), table, max_width=100)
 
 
-def open_grader(store: Store, version_id: str, spec: str, rubric: str | None, max_hours: float | None) -> tuple[Backend, str]:
+def open_grader(
+    store: Store, version_id: str, spec: str, rubric: str | None, max_hours: float | None
+) -> tuple[Backend, str]:
     """The backend of a spec, `auto` resolved, and the rubric's name."""
     from batcher.plan import choose, named_graders
     from graders import open_backend
@@ -164,7 +179,15 @@ def grade_dataset(
 
     task = Grade(load_rubric(rubric))
     with Run(
-        store, task, backend, version_id, command=command, limit=limit, budget=budget, run_budget=run_budget, retry=retry
+        store,
+        task,
+        backend,
+        version_id,
+        command=command,
+        limit=limit,
+        budget=budget,
+        run_budget=run_budget,
+        retry=retry,
     ) as run:
         if backend.paid and len(run.questions):
             estimate = run.estimate()
@@ -210,7 +233,9 @@ def tell_summary(store: Store, summary: Summary, backend: Backend, dataset: str,
 
 
 @click.command("grade")
-@click.option("--grader", required=True, metavar="SPEC", help="rules, llama_cpp:model.gguf, fake, fake:SCRIPT.toml, or auto.")
+@click.option(
+    "--grader", required=True, metavar="SPEC", help="rules, llama_cpp:model.gguf, fake, fake:SCRIPT.toml, or auto."
+)
 @click.option("--rubric", metavar="R", help="accuracy, helpfulness, rules, or the path of your own .toml.")
 @click.option("--dataset", metavar="NAME", help="Which dataset (NAME, or NAME@2); the only one if not given.")
 @limit_option
@@ -250,9 +275,10 @@ def grade_command(
         backend.close()
     label, by = labels_of(store, summary.run_id)
     tell_summary(store, summary, backend, version.label, label, by)
-    tell_grades(store, version.version_id, version.label, label, by)
     if form:
         print_json(asdict(summary))
+    else:
+        tell_grades(store, version.version_id, label, by)
     note("next: alpasift scores" if summary.outcome == "done" else "not finished; the same command goes on")
     return 0 if summary.outcome == "done" else 4
 
@@ -263,10 +289,15 @@ def labels_of(store: Store, run_id: str) -> tuple[str, str]:
     return row["grader"], row["rubric"]
 
 
-def tell_grades(store: Store, version_id: str, dataset: str, grader: str, rubric: str) -> None:
+def tell_grades(store: Store, version_id: str, grader: str, rubric: str) -> None:
     """What the rubric's own threshold would keep, against the pool."""
     from batcher.cli.choose import print_composition
+    from batcher.select import choose_grader
 
-    rows = store.query("grading_composition", dataset=dataset, grader=grader, rubric=rubric)
-    if rows:
-        print_composition(rows)
+    chosen = choose_grader(store, version_id, grader, rubric)
+    note(f"at the threshold of {number(chosen.threshold)} this keeps:")
+    rows = store.query(
+        "composition", version_id=version_id, selection_id=None, grader_id=chosen.grader_id, rubric_id=chosen.rubric_id,
+        threshold=chosen.threshold,
+    )  # fmt: skip
+    print_composition(rows)

@@ -20,13 +20,21 @@ def _labels(store: Any, dataset: str | None) -> str | None:
 @click.option("--dataset", metavar="NAME", help="Only this dataset (NAME, or NAME@2).")
 @click.option("--grader", metavar="NAME", help="Only this grader.")
 @click.option("--rubric", metavar="NAME", help="Only this rubric.")
-@click.option("--by", type=click.Choice(["category", "length", "keyword"]), help="Kept share at the threshold, by group.")
+@click.option(
+    "--by", type=click.Choice(["category", "length", "keyword"]), help="Kept share at the threshold, by group."
+)
 @click.option("--min-score", type=float, metavar="X", help="With --by: the threshold (the rubric's own if not given).")
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV.")
 @click.pass_obj
 def scores_command(
-    db: str, dataset: str | None, grader: str | None, rubric: str | None, by: str | None, min_score: float | None, form: str | None
+    db: str,
+    dataset: str | None,
+    grader: str | None,
+    rubric: str | None,
+    by: str | None,
+    min_score: float | None,
+    form: str | None,
 ) -> None:
     """The score distribution: counts, cumulative share, and what each threshold would keep.
 
@@ -73,7 +81,9 @@ def print_histogram(dataset: str, grader: str, rubric: str, rows: list[dict[str,
             reasons.append((row["reason"], row["rows"], row["score"]))
     scored = sum(by_score.values())
     total = sum(row["rows"] for row in rows)
-    click.echo(f"{plain(dataset)}  graded by {plain(grader)}, rubric {plain(rubric)}: {scored:,} of {total:,} rows have a score")
+    click.echo(
+        f"{plain(dataset)}  graded by {plain(grader)}, rubric {plain(rubric)}: {scored:,} of {total:,} rows have a score"
+    )
     if by_score:
         top, kept = max(by_score.values()), 0
         click.echo(f"  {'score':>6}  {'rows':>9}  {'at least':>9}  {'kept':>6}")
@@ -99,7 +109,14 @@ def print_histogram(dataset: str, grader: str, rubric: str, rows: list[dict[str,
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.pass_obj
 def show_command(
-    db: str, dataset: str | None, grader: str | None, rubric: str | None, score: float | None, reason: str | None, limit: int, form: str | None
+    db: str,
+    dataset: str | None,
+    grader: str | None,
+    rubric: str | None,
+    score: float | None,
+    reason: str | None,
+    limit: int,
+    form: str | None,
 ) -> None:
     """Read rows with their grades.
 
@@ -123,10 +140,15 @@ def show_command(
     for row in rows:
         score_text = "no score" if row["score"] is None else f"score {number(row['score'])}"
         why = f" ({row['reason']})" if row["reason"] else ""
-        click.echo(click.style(plain(f"{row['dataset']} row {row['position']}: {score_text}{why}, {row['grader']}, {row['rubric']}"), bold=True))
+        click.echo(
+            click.style(
+                plain(f"{row['dataset']} row {row['position']}: {score_text}{why}, {row['grader']}, {row['rubric']}"),
+                bold=True,
+            )
+        )
         for title in ("instruction", "input", "output", "explanation"):
-            if row[title]:
-                click.echo(f"  {title}: " + plain(row[title]).strip().replace("\n", "\n    "))
+            if row[title] or title == "output":
+                click.echo(f"  {title}: " + (plain(row[title]).strip() or "(blank)").replace("\n", "\n    "))
         click.echo()
     if not rows:
         note("no such rows")
@@ -164,7 +186,7 @@ def status_command(db: str, form: str | None) -> None:
 
     store = Store(db).existing()
     running = holder_of_run_lock(store.path)
-    found = {
+    found: dict[str, Any] = {
         "database": str(store.path),
         "running_pid": running,
         "datasets": store.query("datasets"),
@@ -177,11 +199,16 @@ def status_command(db: str, form: str | None) -> None:
         print_json(found)
         return
     click.echo(f"{plain(store.path)}" + (f", process {running} is grading" if running else ""))
-    for title, key in (("datasets", "datasets"), ("graded", "graded"), ("selections", "selections"), ("open attempts", "open_attempts")):
+    for title, key in (
+        ("datasets", "datasets"),
+        ("graded", "graded"),
+        ("selections", "selections"),
+        ("open attempts", "open_attempts"),
+    ):
         rows = found[key]
         if rows:
             click.echo(f"\n{title}")
-            print_table(list(rows[0]), [list(r.values()) for r in rows])  # type: ignore[union-attr]
+            print_table(list(rows[0]), [list(r.values()) for r in rows])
     money = found["ledger"]
     budget = money["budget_usd"]
     click.echo(
@@ -194,7 +221,14 @@ def status_command(db: str, form: str | None) -> None:
 @click.command("sql")
 @click.argument("text", metavar="SQL")
 @click.option("--max-rows", default=10_000, show_default=True, type=click.IntRange(1), metavar="N")
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0.01), metavar="S", help="Stop the query after this long.")
+@click.option(
+    "--seconds",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0.01),
+    metavar="S",
+    help="Stop the query after this long.",
+)
 @forms
 @click.pass_obj
 def sql_command(db: str, text: str, max_rows: int, seconds: float, form: str | None) -> None:
@@ -216,10 +250,19 @@ def sql_command(db: str, text: str, max_rows: int, seconds: float, form: str | N
 @click.argument("name", required=False)
 @click.argument("parameters", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--max-rows", default=10_000, show_default=True, type=click.IntRange(1), metavar="N")
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0.01), metavar="S", help="Stop the query after this long.")
+@click.option(
+    "--seconds",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0.01),
+    metavar="S",
+    help="Stop the query after this long.",
+)
 @forms
 @click.pass_obj
-def query_command(db: str, name: str | None, parameters: tuple[str, ...], max_rows: int, seconds: float, form: str | None) -> None:
+def query_command(
+    db: str, name: str | None, parameters: tuple[str, ...], max_rows: int, seconds: float, form: str | None
+) -> None:
     """Run a named query; without a name, list them. Parameters that are not given are null.
 
     \b
@@ -229,7 +272,11 @@ def query_command(db: str, name: str | None, parameters: tuple[str, ...], max_ro
     from batcher.store import QueryError, Store, named_query, sql_texts
 
     if name is None:
-        print_rows(["name", "parameters", "what"], [(q.name, " ".join(q.parameters), q.doc) for q in sql_texts("queries")], form or "table")
+        print_rows(
+            ["name", "parameters", "what"],
+            [(q.name, " ".join(q.parameters), q.doc) for q in sql_texts("queries")],
+            form or "table",
+        )
         return
     query = named_query(name)
     given: dict[str, str | None] = dict.fromkeys(query.parameters)

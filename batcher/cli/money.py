@@ -33,9 +33,13 @@ def ledger_command(ctx: click.Context, form: str | None) -> None:
         usd = money[f"{name}_usd"]
         click.echo(f"{name:>11}  {'not set' if usd is None else show_usd(usd, 6)}")
     rate = "" if machine["usd"] is None else f", {show_usd(machine['usd'])}"
-    click.echo(f"{'machine':>11}  {number(round(machine['seconds'], 1))} s of runs on this machine{rate} (apart from API dollars)")
+    click.echo(
+        f"{'machine':>11}  {number(round(machine['seconds'], 1))} s of runs on this machine{rate} (apart from API dollars)"
+    )
     for row in alarms:
-        click.echo(f"{'ALARM':>11}  {plain(row['note'])}; nothing that costs money is sent until `alpasift ledger acknowledge`")
+        click.echo(
+            f"{'ALARM':>11}  {plain(row['note'])}; nothing that costs money is sent until `alpasift ledger acknowledge`"
+        )
 
 
 @ledger_command.command("acknowledge")

@@ -82,7 +82,11 @@ def print_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and not re.fullmatch(r"-?[\d.]+", value):
+    if (
+        isinstance(value, str)
+        and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+        and not re.fullmatch(r"-?[\d.]+", value)
+    ):
         return "'" + value
     return value
 
@@ -90,9 +94,12 @@ def _cell(value: Any) -> Any:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, max_width: int = 60) -> None:
     """A plain table, numbers to the right. Long texts are cut with an ellipsis."""
     cells = [[_short(number(v), max_width) for v in row] for row in rows]
-    right = [all(v is None or isinstance(v, int | float | Decimal) for v in column) for column in zip(*rows, strict=True)]
+    right = [
+        all(v is None or isinstance(v, int | float | Decimal) for v in column) for column in zip(*rows, strict=True)
+    ]
     right = right or [False] * len(columns)
     widths = [max(len(c), *(len(row[i]) for row in cells)) if cells else len(c) for i, c in enumerate(columns)]
+
     def line(row: Sequence[str]) -> str:
         return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
 
