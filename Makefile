@@ -45,7 +45,7 @@ format:
 	$(BIN)/ruff check --fix .
 
 bench:
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python benchmarks/run_all.py --data $(DATA)
 
 clean:
 	rm -rf .demo dist build .pytest_cache .mypy_cache .ruff_cache

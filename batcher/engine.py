@@ -44,7 +44,7 @@ from graders.rubric import Rubric
 
 CHUNK_REPLIES = 200
 CHUNK_SECONDS = 1.0
-PAGE_ROWS = 1000
+PAGE_ROWS = 2000
 
 
 class Task(Protocol):

@@ -141,10 +141,11 @@ class Selection:
 
 
 def choose_grader(store: Store, version_id: str, grader: str | None = None, rubric: str | None = None) -> Chosen:
-    """The one grader and rubric that have graded this dataset version, or those named by label.
+    """The one grader and rubric that have graded this dataset version, or those named by label or id.
 
-    NAME is the newest version of that name among those that graded it, NAME@2 its second, NAME@1 its first. Raises
-    SelectError when there is none, or more than one and the names do not decide.
+    NAME is the newest version of that name among those that graded it, NAME@2 its second, NAME@1 its first. A caller
+    who means the very grader of a run gives its id: the label of a first version is NAME too. Raises SelectError when
+    there is none, or more than one and the names do not decide.
     """
     found = store.query("graders_of", version_id=version_id)
     if not found:
@@ -167,6 +168,8 @@ def choose_grader(store: Store, version_id: str, grader: str | None = None, rubr
 def _named(found: list[dict[str, Any]], part: str, wanted: str | None) -> list[dict[str, Any]]:
     if wanted is None:
         return found
+    if of_id := [r for r in found if str(r[f"{part}_id"]) == wanted]:
+        return of_id
     of_name = [r for r in found if r[f"{part}_name"] == wanted]
     if of_name:
         newest = max(r[f"{part}_version"] for r in of_name)

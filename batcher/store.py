@@ -263,9 +263,9 @@ _TYPES: dict[str, dict[str, str]] = {}
 
 
 def _column_types(con: Connection, table: str) -> dict[str, str]:
-    if table not in _TYPES:
-        text = "select column_name, data_type from duckdb_columns() where table_name = $t"
-        _TYPES[table] = dict(con.execute(text, {"t": table}).fetchall())
+    if table not in _TYPES:  # one look at the catalogue serves every table of this process
+        for name, column, kind in con.execute("select table_name, column_name, data_type from duckdb_columns()").fetchall():
+            _TYPES.setdefault(name, {})[column] = kind
     return _TYPES[table]
 
 

@@ -54,6 +54,8 @@ def read_score(text: str | None, rubric: Rubric, finish_reason: str | None = "st
     if text is None or not text.strip():
         return Reading(None, "cut_off" if finish_reason == "length" else "empty")
     stripped = text.strip()
+    if finish_reason != "length" and stripped in rubric.choices:  # what a constrained backend answers
+        return Reading(Decimal(stripped), None)
     if stripped.startswith(("{", "```")):
         found = _from_json(stripped, rubric)
         if found is not None:

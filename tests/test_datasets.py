@@ -382,3 +382,441 @@ def test_a_shape_can_be_told(store: Store, tmp_path: Path) -> None:
         import_file(store, path, shape="messages")
     with pytest.raises(DatasetError, match="no shape is called 'xml'"):
         import_file(store, path, shape="xml")
+
+
+# -- what goes in comes out -------------------------------------------------------------------------------------
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=0, max_size=12)
+WORDS = TEXT.map(lambda t: "w" + t)
+KEYS = st.sampled_from(["id", "source", "$form", "$date", "turns", "üñí", "", "a.b"])
+SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | TEXT
+VALUES = st.recursive(
+    SCALARS,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["a", "$date", "$dict", "b"]), v),
+    max_leaves=5,
+)
+EXTRAS = st.dictionaries(KEYS, VALUES, max_size=3)
+
+
+def flat(names: tuple[str, str, str]) -> st.SearchStrategy[dict[str, Any]]:
+    optional = {names[1]: TEXT | st.none(), "system": TEXT | st.none(), "category": SCALARS}
+    rows = st.fixed_dictionaries({names[0]: WORDS, names[2]: TEXT}, optional=optional)
+    return st.tuples(rows, EXTRAS, st.randoms()).map(lambda t: shuffled({**t[1], **t[0]}, t[2]))
+
+
+def shuffled(row: dict[str, Any], order: Any) -> dict[str, Any]:
+    keys = list(row)
+    order.shuffle(keys)
+    return {k: row[k] for k in keys}
+
+
+def chat(
+    list_key: str, role: str, text: str, user: list[str], assistant: list[str]
+) -> st.SearchStrategy[dict[str, Any]]:
+    def message(roles: list[str], graded: bool) -> st.SearchStrategy[dict[str, Any]]:
+        parts = st.lists(
+            st.fixed_dictionaries({"type": st.just("text"), "text": WORDS}, optional={"x": SCALARS}),
+            min_size=1,
+            max_size=2,
+        )
+        extra = {"name": SCALARS, "tool_calls": VALUES}
+        return st.fixed_dictionaries({role: st.sampled_from(roles), text: WORDS | parts}, optional=extra)
+
+    turns = st.lists(message([*user, *assistant, "tool", "system"], False), max_size=3)
+    first = st.lists(st.fixed_dictionaries({role: st.just("system"), text: TEXT}), max_size=1)
+    said = st.tuples(first, turns, message(user, True), message(assistant, True)).map(
+        lambda t: [*t[0], *t[1], t[2], t[3]]
+    )
+    optional = {"category": SCALARS, "system": TEXT | st.none()}
+    rows = st.fixed_dictionaries({list_key: said}, optional=optional)
+    return st.tuples(rows, EXTRAS, st.randoms()).map(lambda t: shuffled({**t[1], **t[0]}, t[2]))
+
+
+SHAPED = {
+    "alpaca": flat(("instruction", "input", "output")),
+    "dolly": flat(("instruction", "context", "response")),
+    "sharegpt": chat("conversations", "from", "value", ["human", "user"], ["gpt", "assistant"]),
+    "messages": chat("messages", "role", "content", ["user"], ["assistant"]),
+}
+PATIENT = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def there_and_back(rows: list[dict[str, Any]], suffix: str, tmp_path: Path) -> tuple[list[Any], list[Any]]:
+    folder = tmp_path / os.urandom(8).hex()
+    folder.mkdir()
+    path = write(folder / f"in.{suffix}", rows)
+    store = Store(folder / "db.duckdb")
+    done = import_file(store, path)
+    assert done.set_aside == 0, done.reasons
+    export_rows(store, done.version_id, None, folder / f"out.{suffix}")
+    second = import_file(store, folder / f"out.{suffix}", dataset="back")
+    assert contents(store, second.version_id) == contents(store, done.version_id)
+    return read(path), read(folder / f"out.{suffix}")
+
+
+@pytest.mark.parametrize("shape", SHAPED)
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "json.zst", "jsonl.gz"])
+@given(data=st.data())
+@PATIENT
+def test_an_export_equals_what_was_imported(shape: str, suffix: str, tmp_path: Path, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(SHAPED[shape], min_size=1, max_size=5))
+    rows.append(rows[0])
+    given_rows, back = there_and_back(rows, suffix, tmp_path)
+    assert back == given_rows == rows
+    assert [list(r) for r in back] == [list(r) for r in rows]  # the order of keys too
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({"id": TEXT, "instruction": WORDS, "input": TEXT, "output": TEXT, "category": TEXT}),
+        min_size=1,
+    )
+)
+@PATIENT
+def test_an_exported_csv_equals_what_was_imported(tmp_path: Path, rows: list[dict[str, str]]) -> None:
+    folder = tmp_path / os.urandom(8).hex()
+    folder.mkdir()
+    store = Store(folder / "db.duckdb")
+    done = import_file(store, jsonl(folder / "in.jsonl", rows))
+    export_rows(store, done.version_id, None, folder / "out.csv")
+    back = import_file(store, folder / "out.csv")
+    export_rows(store, back.version_id, None, folder / "again.jsonl")
+    export_rows(store, back.version_id, None, folder / "again.csv")
+    assert read(folder / "again.jsonl") == rows
+    assert (folder / "again.csv").read_bytes() == (folder / "out.csv").read_bytes()
+
+
+@given(text=TEXT.map(lambda t: t[1:]) | st.text("'=+-@\t\ra", max_size=5))
+def test_the_guard_of_csv_cells_is_undone_exactly(text: str) -> None:
+    assert formats.unguard(formats.guard(text)) == text
+    assert formats.guard(text)[:1] not in tuple("=+-@\t\r")
+
+
+def test_formulas_in_a_csv_for_people_are_guarded(store: Store, tmp_path: Path) -> None:
+    rows = [{"instruction": "=1+1", "input": "'=quoted", "output": "-x", "n": -1}]
+    done = import_file(store, jsonl(tmp_path / "a.jsonl", rows))
+    export_rows(store, done.version_id, None, tmp_path / "a.csv")
+    assert read(tmp_path / "a.csv") == [{"instruction": "'=1+1", "input": "''=quoted", "output": "'-x", "n": "-1"}]
+    assert import_file(store, tmp_path / "a.csv").new_examples == 0
+
+
+def test_a_chat_in_a_csv_cell_comes_back(store: Store, tmp_path: Path) -> None:
+    rows = [{"id": "1", "messages": json.dumps(CHAT)}, {"id": "2", "messages": json.dumps(CHAT, separators=(",", ":"))}]
+    done = import_file(store, write(tmp_path / "a.csv", rows))
+    assert (done.rows, done.duplicates, done.shape) == (2, 1, "messages")
+    export_rows(store, done.version_id, None, tmp_path / "b.csv")
+    assert read(tmp_path / "b.csv") == rows
+
+
+def test_parquet_comes_back_with_its_values_and_types(store: Store, tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "instruction": pa.array(["a", "b", "c"], pa.large_string()),
+            "input": pa.array([None, "", "x"]),
+            "output": ["1", "2", "3"],
+            "n": pa.array([1, None, 3], pa.int16()),
+            "f": pa.array([0.5, math.inf, None], pa.float32()),
+            "day": pa.array([date(2026, 11, 21), None, None]),
+            "at": pa.array([datetime(2026, 11, 21, 4, 5, 6, 7), None, None], pa.timestamp("us")),
+            "utc": pa.array([datetime(2026, 11, 21, tzinfo=UTC), None, None], pa.timestamp("us", "UTC")),
+            "price": pa.array([Decimal("1.50"), None, None], pa.decimal128(9, 2)),
+            "blob": pa.array([b"\x00\xff", None, b""]),
+            "kind": pa.array(["x", "y", "x"]).dictionary_encode(),
+            "nested": pa.array([{"a": [1, 2], "b": None}, None, {"a": [], "b": "z"}]),
+            "pairs": pa.array([[("k", 1)], [], None], pa.map_(pa.string(), pa.int64())),
+            "nothing": pa.nulls(3),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    done = import_file(store, tmp_path / "a.parquet")
+    export_rows(store, done.version_id, None, tmp_path / "b.parquet")
+    back = pq.read_table(tmp_path / "b.parquet")
+    assert back.to_pylist() == pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert back.schema.equals(pq.read_table(tmp_path / "a.parquet").schema)
+    export_rows(store, done.version_id, [0], tmp_path / "b.json")
+    row = read(tmp_path / "b.json")[0]
+    assert (row["day"], row["price"], row["blob"], row["input"]) == (
+        "2026-11-21",
+        "1.50",
+        base64.b64encode(b"\x00\xff").decode(),
+        None,
+    )
+
+
+def test_numbers_that_json_lacks_are_kept(store: Store, tmp_path: Path) -> None:
+    text = (
+        '{"instruction":"a","output":"b","x":NaN,"y":[-Infinity,null],"z":123456789012345678901234567890,"w":1e400}\n'
+    )
+    (tmp_path / "a.jsonl").write_text(text)
+    done = import_file(store, tmp_path / "a.jsonl")
+    export_rows(store, done.version_id, None, tmp_path / "b.jsonl")
+    row = json.loads((tmp_path / "b.jsonl").read_text())
+    assert math.isnan(row.pop("x"))
+    assert row == {
+        "instruction": "a",
+        "output": "b",
+        "y": [-math.inf, None],
+        "z": 123456789012345678901234567890,
+        "w": math.inf,
+    }
+
+
+@pytest.mark.parametrize("folder", ["rows", "rows/train"])
+def test_a_folder_of_save_to_disk_is_read(store: Store, tmp_path: Path, folder: str) -> None:
+    target = tmp_path / folder
+    target.mkdir(parents=True)
+    for number, row in enumerate(ROWS[:2]):
+        table = pa.Table.from_pylist([row])
+        with pa.OSFile(str(target / f"data-{number:05}-of-00002.arrow"), "wb") as file:
+            with pa.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(table)
+    names = [{"filename": f"data-{n:05}-of-00002.arrow"} for n in range(2)]
+    (target / "state.json").write_text(json.dumps({"_data_files": names}))
+    if folder != "rows":
+        (tmp_path / "rows" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    done = import_file(store, tmp_path / "rows")
+    assert (done.dataset, done.rows, done.format, done.shape) == ("rows", 2, "save_to_disk", "alpaca")
+    export_rows(store, done.version_id, None, tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet") == ROWS[:2]
+    (tmp_path / "rows" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(DatasetError, match="holds the splits train, test; import one of them: .*/rows/train"):
+        import_file(store, tmp_path / "rows")
+
+
+# -- export -----------------------------------------------------------------------------------------------------
+
+
+def test_chosen_positions_are_written_in_order_for_the_owner_only(store: Store, tmp_path: Path) -> None:
+    done = import_file(store, jsonl(tmp_path / "a.jsonl", ROWS))
+    target = tmp_path / "b.jsonl"
+    target.write_text("old")
+    assert export_rows(store, done.version_id, [1, 0, 1], target) == 2
+    assert read(target) == ROWS[:2]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert export_rows(store, done.version_id, [], target) == 0
+    assert read(target) == []
+    with pytest.raises(DatasetError, match="no usable row at position 9"):
+        export_rows(store, done.version_id, [0, 9], target)
+
+
+def test_a_failed_export_leaves_the_old_file_and_no_other(store: Store, tmp_path: Path) -> None:
+    done = import_file(store, jsonl(tmp_path / "a.jsonl", ROWS))
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "b.jsonl"
+    target.write_text("old")
+
+    def fails(position: int, example: str) -> dict[str, Any]:
+        if position == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        export_rows(store, done.version_id, None, target, extra=fails)
+    assert target.read_text() == "old"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["b.jsonl"]
+    with pytest.raises(DatasetError, match="cannot be written: No such file"):
+        export_rows(store, done.version_id, None, tmp_path / "nowhere" / "b.jsonl")
+    with pytest.raises(DatasetError, match="is a folder"):
+        export_rows(store, done.version_id, None, tmp_path / "out", format="json")
+    with pytest.raises(DatasetError, match=r"b\.xlsx is no format"):
+        export_rows(store, done.version_id, None, tmp_path / "b.xlsx")
+
+
+def test_keys_can_be_added_to_rows(store: Store, tmp_path: Path) -> None:
+    done = import_file(store, jsonl(tmp_path / "a.jsonl", [{**ROWS[0], "score": "old"}, ROWS[1]]))
+    for name in ("b.json", "b.parquet"):
+        export_rows(store, done.version_id, None, tmp_path / name, extra=lambda p, e: {"score": p + 0.5, "id": e})
+        ids = [example_id(Example(r["instruction"], r["input"], r["output"])) for r in ROWS[:2]]
+        wanted = [{**r, "score": n + 0.5, "id": i} for n, (r, i) in enumerate(zip(ROWS[:2], ids, strict=True))]
+        assert read(tmp_path / name) == wanted
+
+
+def test_another_shape_gets_what_it_can_hold(store: Store, tmp_path: Path) -> None:
+    row = {"instruction": "Sum up.", "context": "Long.", "response": "Short.", "category": "summarization", "id": 3}
+    done = import_file(store, jsonl(tmp_path / "a.jsonl", [row]))
+    expected: dict[str, dict[str, Any]] = {
+        "alpaca": {
+            "instruction": "Sum up.",
+            "input": "Long.",
+            "output": "Short.",
+            "category": "summarization",
+            "id": 3,
+        },
+        "dolly": row,
+        "messages": {
+            "messages": [{"role": "user", "content": "Sum up.\n\nLong."}, {"role": "assistant", "content": "Short."}],
+            "category": "summarization",
+            "id": 3,
+        },
+        "sharegpt": {
+            "conversations": [{"from": "human", "value": "Sum up.\n\nLong."}, {"from": "gpt", "value": "Short."}],
+            "category": "summarization",
+            "id": 3,
+        },
+    }
+    for shape, wanted in expected.items():
+        export_rows(store, done.version_id, None, tmp_path / "b.jsonl", shape=shape)
+        assert read(tmp_path / "b.jsonl") == [wanted]
+    chat_version = import_file(store, jsonl(tmp_path / "c.jsonl", [{"messages": CHAT}])).version_id
+    export_rows(store, chat_version, None, tmp_path / "b.out", shape="alpaca", format="json.gz")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    assert json.loads(gzip.decompress((tmp_path / "b.out").read_bytes())) == [
+        {"instruction": "2 + 2?", "input": "", "output": "4", "system": "Be brief.", "turns": turns}
+    ]
+    with pytest.raises(DatasetError, match="cannot be written in the shape mapped"):
+        export_rows(store, done.version_id, None, tmp_path / "b.jsonl", shape="mapped")
+
+
+def test_rows_of_mixed_types_still_fit_a_parquet_file(store: Store, tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "x": 1, "y": None}, {**ROWS[1], "x": "one", "z": 2**80}]
+    done = import_file(store, jsonl(tmp_path / "a.jsonl", rows))
+    export_rows(store, done.version_id, None, tmp_path / "b.parquet")
+    assert [(r["x"], r["y"], r["z"]) for r in read(tmp_path / "b.parquet")] == [
+        ("1", None, None),
+        ("one", None, str(2**80)),
+    ]
+
+
+# -- files that are not what they should be ---------------------------------------------------------------------
+
+GOOD = b'{"instruction": "a", "output": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b" \n\n ", "only blank space"),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.txt", GOOD, "suffix does not say"),
+        ("a.json", b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+        ("a.jsonl", gzip.compress(GOOD), "holds gzip data; give it the suffix .gz"),
+        ("a.jsonl.gz", GOOD, "holds JSON lines; take .gz off"),
+        ("a.jsonl.gz", gzip.compress(GOOD * 99)[:-9], "Truncated"),
+        ("a.jsonl.zst", zstandard.compress(GOOD * 99)[:-5], "Truncated"),
+        ("a.jsonl.gz", gzip.compress(b"PK\x03\x04"), "a zip archive"),
+        ("a.parquet", GOOD, "called .parquet but holds JSON lines"),
+        ("a.parquet", b"PAR1 and then nothing", "cannot be read"),
+        ("a.json", b"PAR1abc", "a parquet file; give it the suffix .parquet"),
+        ("a.json", b"<!doctype html>", "HTML"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("a.jsonl", GOOD.decode().encode("utf-16"), "UTF-16.*iconv"),
+        ("a.jsonl", GOOD.decode().encode("utf-16-le"), "UTF-16.*iconv"),
+        ("a.csv", "instruction,output\na,b\n".encode("utf-16"), "UTF-16.*iconv"),
+        (
+            "a.jsonl",
+            GOOD + b'{"instruction": "caf\xe9", "output": "b"}\n',
+            r"a.jsonl:2: byte 0xe9 at offset 56 is not UTF-8.*iconv",
+        ),
+        ("a.json", b'[{"instruction": "caf\xe9",\n "output": "b"}]', r"a.json:1: byte 0xe9 at offset 21 "),
+        ("a.csv", b"instruction,output\na,caf\xe9\n", r"a.csv:2: byte 0xe9 at offset 24 "),
+        ("a.jsonl", b"instruction: a\n" + GOOD, r"a.jsonl:1: the first line is no JSON"),
+        ("a.jsonl", b'{\n "instruction": "a",\n "output": "b"\n}\n', "jq -c"),
+        ("a.json", b'{"data": [{"instruction": "a", "output": "b"}]}', "one object, with a list under 'data'"),
+        ("a.json", b'{\n"data": [\n{"instruction": "a", "output": "b"}]}', r"jq -c '\.KEY\[\]'"),
+        (
+            "a.json",
+            b'[{"instruction": "a", "output": "b"},\n{"instruction": "a" "output": "b"}]',
+            r"a.json:2:21: broken JSON",
+        ),
+        ("a.json", b'[{"instruction": "a", "output": "b"},\n  ]', r"a.json:2:3: broken JSON, a comma"),
+        ("a.json", b'[{"instruction": "a", "output": "b"}', "found the end of the file"),
+        ("a.json", b'[{"instruction": "a", "output": "b', "a.json:1:34: broken JSON"),
+        ("a.json", b'[{"instruction": "a", "output": "b"}]\n[]', "a.json:2:1: .*follows the end"),
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.json", b"[1, 2, 3]", "the rows are no JSON objects"),
+        ("a.json", b'[{"question": "a"}]', "found the keys 'question'; expected instruction.*--map"),
+        ("a.jsonl", b'{"instruction": "a", "output": null}\n', "none of its 1 rows can be used: 1 x no_answer"),
+        ("a.csv", b"instruction,instruction,output\na,b,c\n", "more than one column is called 'instruction'"),
+        ("a.csv", b'instruction,output\na,"b\n', "broken csv"),
+        ("a.csv", b"instruction;output\na;b\n", "found the keys 'instruction;output'"),
+        ("a.csv", b"instruction,output\n", "holds no rows"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_says_why_and_leaves_no_database(
+    store: Store, tmp_path: Path, name: str, data: bytes, says: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DatasetError, match=says) as raised:
+        import_file(store, tmp_path / name)
+    assert str(tmp_path / name) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not store.path.exists()
+
+
+def test_what_is_no_file_is_refused(store: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "lies").mkdir()
+    (tmp_path / "lies" / "state.json").write_text('{"_data_files": [{"filename": "../a.arrow"}]}')
+    for name, says in (
+        ("no.json", "there is no file"),
+        ("pipe.jsonl", "no regular file|not a regular"),
+        ("folder", "save_to_disk"),
+        ("lies", "not there"),
+    ):
+        with pytest.raises(DatasetError, match=says):
+            import_file(store, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.json", "jsonl"), ("a.json.gz", "jsonl.gz"), ("b.jsonl", "json"), ("a.ndjson", "jsonl")]
+)
+def test_json_and_json_lines_are_read_as_what_they_are(store: Store, tmp_path: Path, name: str, kind: str) -> None:
+    other = write(tmp_path / f"x.{kind}", ROWS)
+    (tmp_path / name).write_bytes(other.read_bytes())
+    done = import_file(store, tmp_path / name)
+    assert (done.rows, done.format) == (3, kind)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(store: Store, tmp_path: Path, name: str) -> None:
+    data = write(tmp_path / name, ROWS).read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+    done = import_file(store, tmp_path / name)
+    assert (done.rows, done.shape) == (3, "alpaca")
+    assert contents(store, done.version_id)[0][2] == ROWS[0]["instruction"]
+
+
+def test_a_broken_line_among_good_ones_is_set_aside(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n{oops}\n" + b'{"a": ' * 2000 + b"\n" + GOOD + b'{"instruction": "cut')
+    done = import_file(store, tmp_path / "a.jsonl")
+    assert (done.rows, done.duplicates, done.reasons) == (2, 1, {"broken_json": 3})
+    assert set_aside(store, done.version_id) == [(1, 3, "broken_json"), (2, 4, "broken_json"), (4, 6, "broken_json")]
+
+
+def test_a_csv_line_with_other_cells_than_the_header_is_set_aside(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('instruction,output\n"two\nlines",b\n\nc,d,e\nf\n')
+    done = import_file(store, tmp_path / "a.csv")
+    assert (done.rows, done.reasons) == (1, {"wrong_columns": 2})
+    assert [line for _, line, _ in set_aside(store, done.version_id)] == [5, 6]
+
+
+def test_rows_longer_than_the_window_of_the_reader_are_whole(store: Store, tmp_path: Path) -> None:
+    rows = [{"instruction": f"{i}", "output": 'é\\"\n🌞' * n} for i, n in enumerate([1, 190_000, 3, 199_000, 150_000])]
+    done = import_file(store, write(tmp_path / "a.json", rows))
+    export_rows(store, done.version_id, None, tmp_path / "b.json")
+    assert read(tmp_path / "b.json") == rows
+    data = json.dumps(rows).encode()
+    (tmp_path / "c.json").write_bytes(data.replace(b"}]", b'}x"]'))
+    with pytest.raises(DatasetError, match=rf"c\.json:1:{len(data)}: broken JSON"):
+        import_file(store, tmp_path / "c.json")
+
+
+def test_what_unpacks_without_end_is_stopped(store: Store, tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl.zst").open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as packed:
+        packed.write(GOOD)
+        for _ in range(1100):
+            packed.write(bytes(2**20))
+    with pytest.raises(DatasetError, match="unpack to more than 1.0 GB"):
+        import_file(store, tmp_path / "a.jsonl.zst")
+    assert not store.path.exists()
+
+
+def test_a_format_that_is_written_can_be_read(store: Store, tmp_path: Path) -> None:
+    done = import_file(store, jsonl(tmp_path / "a.jsonl", ROWS))
+    for suffix in ("json", "jsonl", "csv", "parquet", "json.gz", "jsonl.zst", "csv.gz"):
+        assert exports.writable_format(tmp_path / f"b.{suffix}", None) == suffix
+        export_rows(store, done.version_id, None, tmp_path / f"b.{suffix}")
+        back = import_file(store, tmp_path / f"b.{suffix}")
+        assert contents(store, back.version_id) == contents(store, done.version_id)

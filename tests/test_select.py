@@ -471,6 +471,12 @@ def test_where_keeps_rows_for_which_it_is_true_and_tells_false_from_null(shared:
     assert list(kept_positions(shared, best.selection_id)) == [0, 4]
 
 
+def test_where_may_look_for_a_word_that_is_also_a_function_of_chance(shared: Store) -> None:
+    version = add_rows(shared, [Row("call random() here", "5"), Row("no chance", "5")])
+    (made,) = select(shared, version, "word", Condition(where="contains(output, 'random()')"))
+    assert list(kept_positions(shared, made.selection_id)) == [0]
+
+
 def test_where_works_on_a_dataset_that_nobody_graded(store: Store) -> None:
     version = add_rows(store, scores("- - -"))
     (made,) = select(store, version, "where", Condition(where="position > 0 and reason = 'not_graded'"))
@@ -553,6 +559,7 @@ def test_the_only_grader_is_taken_and_of_two_one_must_be_named(store: Store) -> 
     assert choose_grader(store, version, "fake").grader == "fake@2"
     assert choose_grader(store, version, "fake@1").grader == "fake"
     assert choose_grader(store, version, "fake@2", "accuracy").scored == 2
+    assert choose_grader(store, version, GRADER, RUBRIC).grader == "fake", "an id names the very grader"
     with pytest.raises(SelectError, match="--grader gpt has not graded this dataset; these have: --grader fake@1"):
         choose_grader(store, version, "gpt")
     (made,) = select(store, version, "named", Condition(min_score=D(3)), grader="fake@2")
