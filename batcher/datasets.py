@@ -120,6 +120,8 @@ def import_file(
     work = _Work(source, layout, strict, progress)
     batches = work.batches(found)
     opening = list(itertools.islice(batches, 2))  # a small file is read to its end before the database is opened
+    if len(opening) < 2:
+        work.check_usable()
     facts = {
         "format": source.format,
         "mapping": dict(mapping or {}),

@@ -181,9 +181,11 @@ class Store:
             con.execute("begin")
             try:
                 yield con
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(duckdb.Error):
                     con.execute("rollback")
+                if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException):
+                    raise _explain(error, self.path) from error
                 raise
             try:
                 con.execute("commit")
@@ -264,7 +266,9 @@ _TYPES: dict[str, dict[str, str]] = {}
 
 def _column_types(con: Connection, table: str) -> dict[str, str]:
     if table not in _TYPES:  # one look at the catalogue serves every table of this process
-        for name, column, kind in con.execute("select table_name, column_name, data_type from duckdb_columns()").fetchall():
+        for name, column, kind in con.execute(
+            "select table_name, column_name, data_type from duckdb_columns()"
+        ).fetchall():
             _TYPES.setdefault(name, {})[column] = kind
     return _TYPES[table]
 

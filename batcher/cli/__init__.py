@@ -137,7 +137,7 @@ def run(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _say(f"{where}{error.strerror or error}; nothing was half-written, put it right and run again")
         return 1
-    except Exception as error:  # noqa: BLE001  the last line of defence: never a traceback
+    except Exception as error:
         if os.environ.get("ALPASIFT_DEBUG"):
             raise
         _say(

@@ -160,39 +160,42 @@ def select_command(
         return
     for selection in made:
         tell_selection(selection)
-    tell_not_selected(store, made[0])
     print_composition(made[0].manifest["composition"])
     note(f"next: alpasift export --selection {made[0].label} -o kept.json")
 
 
+_WHY = {
+    "below_threshold": "a score below the threshold",
+    "below_cut": "a score below the cut",
+    "tied_at_cut": "tied at the cut, not drawn",
+    "over_quota": "over the quota of their category",
+    "not_graded": "no score: not graded yet",
+}
+
+
 def tell_selection(selection: Selection) -> None:
-    """One line on a selection, and one on ties where the cut went through them."""
+    """What was kept, what happened to ties, and why the others were not kept."""
     share = selection.rows / selection.pool if selection.pool else 0.0
     note(f"{selection.label}: {selection.rows:,} of {selection.pool:,} rows kept ({share:.1%})")
     ties = selection.manifest.get("ties")
-    if ties and ties.get("taken") is not None and ties["taken"] < ties["tied"]:
+    if ties and ties["taken"] < ties["tied"]:
+        what, value = next((k, v) for k, v in ties.items() if k in ("score", "output_chars"))
         note(
-            f"  {ties['taken']:,} of the {ties['tied']:,} rows that score {number(ties['score'])} were taken, by a seeded hash"
+            f"  of {ties['tied']:,} rows tied at {what} {number(value)}, {ties['taken']:,} were drawn by a seeded hash"
         )
+    reasons = selection.manifest.get("not_kept_by_reason") or {}
+    for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]):
+        note(f"  {count:,} not kept: {_WHY.get(reason, reason.replace('_', ' '))}")
     for text in selection.manifest.get("notes") or []:
         note(f"  {text}")
 
 
-def tell_not_selected(store: Store, selection: Selection) -> None:
-    """Why the others were not kept, by score and reason. Nothing where no grader was involved."""
-    grader, rubric = (selection.manifest.get(part) or {} for part in ("grader", "rubric"))
-    if not grader:
-        return
-    found = store.query(
-        "not_selected_by_reason", selection_id=selection.selection_id, grader=grader["label"], rubric=rubric["label"]
-    )
-    lower = sum(row["rows"] for row in found if row["reason"] == "not_chosen")
-    if lower:
-        note(f"  {lower:,} not kept: a lower score")
-    for row in found:
-        if row["reason"] != "not_chosen":
-            score = "no score" if row["score"] is None else f"score {number(row['score'])}"
-            note(f"  {row['rows']:,} not kept: {score}, {row['reason']}")
+def tell_reasons(store: Store, selection: Selection, grader_id: str, rubric_id: str) -> None:
+    """The grader's own reasons for rows that were not kept, where it gives any."""
+    parameters = {"selection_id": selection.selection_id, "grader_id": grader_id, "rubric_id": rubric_id}
+    for row in store.query("not_selected_by_reason", **parameters):
+        if row["score"] is not None:
+            note(f"    {row['rows']:,} {row['reason']}")
 
 
 def print_composition(rows: list[dict[str, Any]]) -> None:
@@ -269,23 +272,23 @@ def filter_command(
         )  # fmt: skip
     finally:
         backend.close()
-    by_grader, by_rubric = labels_of(store, summary.run_id)
-    tell_summary(store, summary, backend, found.label, by_grader, by_rubric)
+    run = labels_of(store, summary.run_id)
+    tell_summary(store, summary, backend, found.label, run)
     if summary.outcome != "done":
         note("not finished, so nothing was written; the same command goes on")
         return 4
-    condition = _condition(store, by_rubric, min_score, top, keep_share)
-    kept = select(store, found.version_id, f"{found.dataset[:57]}-kept", condition, grader=by_grader, rubric=by_rubric)[
-        0
-    ]
-    write_results(store, kept, output, rejected, by_grader, by_rubric)
+    condition = _condition(store, run.rubric_id, min_score, top, keep_share)
+    kept = select(
+        store, found.version_id, f"{found.dataset[:57]}-kept", condition, grader=run.grader_id, rubric=run.rubric_id
+    )[0]
+    write_results(store, kept, output, rejected, run.grader_id, run.rubric_id)
     tell_selection(kept)
-    tell_not_selected(store, kept)
+    tell_reasons(store, kept, run.grader_id, run.rubric_id)
     print_composition(kept.manifest["composition"])
     share = kept.rows / kept.pool if kept.pool else 0.0
     if not 0.05 <= share <= 0.5:
-        note(_unusual(share, by_grader))
-    if by_rubric.partition("@")[0] == "rules":
+        note(_unusual(share, run.grader))
+    if run.rubric.partition("@")[0] == "rules":
         from graders.rules import JUDGES
 
         note(JUDGES)
@@ -303,12 +306,12 @@ def _unusual(share: float, grader: str) -> str:
 
 
 def _condition(
-    store: Store, rubric: str, min_score: Decimal | None, top: int | None, keep_share: Decimal | None
+    store: Store, rubric_id: str, min_score: Decimal | None, top: int | None, keep_share: Decimal | None
 ) -> Condition:
     from batcher.select import Condition
 
     if min_score is None and top is None and keep_share is None:
-        min_score = store.query("rubric_threshold", rubric=rubric)[0]["threshold"]
+        min_score = store.query("rubric_threshold", rubric_id=rubric_id)[0]["threshold"]
     return Condition(min_score=min_score, top=top, keep_share=keep_share)
 
 
@@ -325,7 +328,9 @@ def check_target(path: str) -> None:
         raise click.UsageError(f"the folder {folder} is read-only")
 
 
-def write_results(store: Store, kept: Selection, output: str, rejected: str | None, grader: str, rubric: str) -> None:
+def write_results(
+    store: Store, kept: Selection, output: str, rejected: str | None, grader_id: str, rubric_id: str
+) -> None:
     """The kept rows with their manifest, and the others with score and reason under the key `alpasift`."""
     import json
 
@@ -338,7 +343,7 @@ def write_results(store: Store, kept: Selection, output: str, rejected: str | No
         f"{output}.manifest.json", json.dumps(kept.manifest, indent=2, ensure_ascii=False, default=str) + "\n"
     )
     if rejected:
-        others = store.query("not_selected", selection_id=kept.selection_id, grader=grader, rubric=rubric)
+        others = store.query("not_selected", selection_id=kept.selection_id, grader_id=grader_id, rubric_id=rubric_id)
         verdicts = {
             row["position"]: {
                 "alpasift": {

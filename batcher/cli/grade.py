@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -212,17 +213,17 @@ def _ask_consent(run: Run, estimate: Estimate, yes: bool) -> None:
         raise click.UsageError("not agreed; nothing was sent")
 
 
-def tell_summary(store: Store, summary: Summary, backend: Backend, dataset: str, grader: str, rubric: str) -> None:
+def tell_summary(store: Store, summary: Summary, backend: Backend, dataset: str, run: Labels) -> None:
     """The last lines: what was done, what it cost, what could not be read."""
     from batcher.ledger import show_usd
 
     rate = f", {summary.replied / summary.seconds:,.0f} rows/s" if summary.replied and summary.seconds else ""
     cost = show_usd(summary.usd) if backend.paid else "$0"
     note(
-        f"{grader}, rubric {rubric}: {summary.replied:,} replies in {duration(summary.seconds)}{rate}, {cost}"
+        f"{run.grader}, rubric {run.rubric}: {summary.replied:,} replies in {duration(summary.seconds)}{rate}, {cost}"
         + (f"; {summary.already:,} rows were answered before" if summary.already else "")
     )
-    for row in store.query("scores", dataset=dataset, grader=grader, rubric=rubric):
+    for row in store.query("scores", dataset=dataset, grader=run.grader, rubric=run.rubric):
         if row["score"] is None and row["reason"] != "not_graded":
             note(f"  {row['rows']:,} rows have no score: {row['reason']}")
     money = store.query("ledger")[0]
@@ -273,31 +274,36 @@ def grade_command(
         )  # fmt: skip
     finally:
         backend.close()
-    label, by = labels_of(store, summary.run_id)
-    tell_summary(store, summary, backend, version.label, label, by)
+    run = labels_of(store, summary.run_id)
+    tell_summary(store, summary, backend, version.label, run)
     if form:
         print_json(asdict(summary))
-    else:
-        tell_grades(store, version.version_id, label, by)
+    elif summary.scored or summary.already:
+        tell_grades(store, version.version_id, run)
     note("next: alpasift scores" if summary.outcome == "done" else "not finished; the same command goes on")
     return 0 if summary.outcome == "done" else 4
 
 
-def labels_of(store: Store, run_id: str) -> tuple[str, str]:
-    """The labels of the grader and the rubric of a run."""
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The grader and the rubric of a run: their labels for people, their ids for everything else."""
+
+    grader: str
+    rubric: str
+    grader_id: str
+    rubric_id: str
+
+
+def labels_of(store: Store, run_id: str) -> Labels:
     row = store.query("run_labels", run_id=run_id)[0]
-    return row["grader"], row["rubric"]
+    return Labels(row["grader"], row["rubric"], str(row["grader_id"]), str(row["rubric_id"]))
 
 
-def tell_grades(store: Store, version_id: str, grader: str, rubric: str) -> None:
+def tell_grades(store: Store, version_id: str, run: Labels) -> None:
     """What the rubric's own threshold would keep, against the pool."""
     from batcher.cli.choose import print_composition
-    from batcher.select import choose_grader
+    from batcher.select import choose_grader, composition
 
-    chosen = choose_grader(store, version_id, grader, rubric)
+    chosen = choose_grader(store, version_id, run.grader_id, run.rubric_id)
     note(f"at the threshold of {number(chosen.threshold)} this keeps:")
-    rows = store.query(
-        "composition", version_id=version_id, selection_id=None, grader_id=chosen.grader_id, rubric_id=chosen.rubric_id,
-        threshold=chosen.threshold,
-    )  # fmt: skip
-    print_composition(rows)
+    print_composition(composition(store, version_id, chosen=chosen, threshold=chosen.threshold))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -81,6 +82,7 @@ def print_histogram(dataset: str, grader: str, rubric: str, rows: list[dict[str,
             reasons.append((row["reason"], row["rows"], row["score"]))
     scored = sum(by_score.values())
     total = sum(row["rows"] for row in rows)
+    waiting = sum(row["rows"] for row in rows if row["reason"] == "not_graded")
     click.echo(
         f"{plain(dataset)}  graded by {plain(grader)}, rubric {plain(rubric)}: {scored:,} of {total:,} rows have a score"
     )
@@ -91,9 +93,11 @@ def print_histogram(dataset: str, grader: str, rubric: str, rows: list[dict[str,
             kept += count
             click.echo(f"  {number(score):>6}  {count:>9,}  {kept:>9,}  {shares[score]:>6.1%}  {bar(count / top)}")
         values = sorted(by_score)
-        steps = [b - a for a, b in zip(values, values[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(values)]
         if steps:
             click.echo(f"  observed step {number(min(steps))}")
+    if waiting:
+        click.echo(f"  kept is the share of the {total - waiting:,} rows graded so far")
     for reason, count, score in reasons:
         where = "no score" if score is None else f"score {number(score)}"
         click.echo(f"  {where:>8}  {count:>9,}  {plain(reason)}")

@@ -143,32 +143,45 @@ def duration(seconds: float | None) -> str:
 
 @contextmanager
 def progress_line(paid: bool, quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
-    """A function that shows how far a run is, on stderr: live on a terminal, a line each ten seconds elsewhere."""
-    from batcher.ledger import show_usd
+    """A function that shows how far a run is, on stderr: a live bar on a terminal, elsewhere a line each ten seconds."""
+    if quiet:
+        yield lambda progress: None
+    elif not sys.stderr.isatty():
+        yield _progress_lines(paid)
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
 
-    live = sys.stderr.isatty()
-    last = 0.0
-    shown = False
+        with Bar(BarColumn(), TextColumn("{task.fields[says]}"), console=Console(stderr=True), transient=True) as live:
+            task = live.add_task("grading", total=None, says="starting")
+
+            def show(progress: Progress) -> None:
+                live.update(task, total=progress.total, completed=progress.replied, says=_says(progress, paid))
+
+            yield show
+
+
+def _progress_lines(paid: bool, every: float = 10.0) -> Callable[[Progress], None]:
+    last = time.monotonic()
 
     def show(progress: Progress) -> None:
-        nonlocal last, shown
-        now = time.monotonic()
-        if quiet or now - last < (0.2 if live else 10.0) or (not live and not last and progress.seconds < 5):
-            return
-        last = now
-        rate = progress.replied / progress.seconds if progress.seconds else 0.0
-        left = duration((progress.total - progress.replied) / rate) if rate else "unknown"
-        share = progress.replied / progress.total if progress.total else 1.0
-        text = f"{progress.replied:,} of {progress.total:,} rows ({share:.0%}), {rate:,.1f} rows/s, {left} left"
-        text += f", {show_usd(progress.usd)}" if paid else ""
-        click.echo(f"\r\x1b[2K{text}" if live else text, err=True, nl=not live)
-        shown = True
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            note(_says(progress, paid))
 
-    try:
-        yield show
-    finally:
-        if live and shown:
-            click.echo("\r\x1b[2K", err=True, nl=False)
+    return show
+
+
+def _says(progress: Progress, paid: bool) -> str:
+    from batcher.ledger import show_usd
+
+    rate = progress.replied / progress.seconds if progress.seconds else 0.0
+    left = duration((progress.total - progress.replied) / rate) if rate else "unknown time"
+    share = progress.replied / progress.total if progress.total else 1.0
+    text = f"{progress.replied:,} of {progress.total:,} rows ({share:.0%}), {rate:,.1f} rows/s, {left} left"
+    return f"{text}, {show_usd(progress.usd)}" if paid else text
 
 
 def bar(share: float, width: int = 32) -> str:

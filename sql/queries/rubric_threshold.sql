@@ -1,2 +1,2 @@
--- A rubric's own threshold. Parameters: rubric (its label).
-select threshold from rubric_labels where label = $rubric;
+-- A rubric's own threshold. Parameters: rubric_id.
+select threshold from rubric_labels where rubric_id = $rubric_id::uuid;

@@ -2,6 +2,7 @@
 create or replace view latest_readings as
 select
     attempt_id, key, request_id,
-    arg_max({'score': score, 'expected': expected, 'reason': reason, 'explanation': explanation}, recorded_at) as reading
+    arg_max({'score': score, 'expected': expected, 'reason': reason, 'explanation': explanation},
+        {'recorded_at': recorded_at, 'reader': reader}) as reading
 from readings
 group by attempt_id, key, request_id;

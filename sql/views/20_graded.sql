@@ -3,7 +3,7 @@
 create or replace view graded as
 with answers as (
     select
-        q.example_id, s.grader_id, s.rubric_id, q.key, p.outcome, p.model, p.text, p.recorded_at,
+        q.example_id, s.grader_id, s.rubric_id, q.key, p.attempt_id, p.request_id, p.outcome, p.model, p.text, p.recorded_at,
         d.reading.score as score, d.reading.expected as expected,
         d.reading.reason as reason, d.reading.explanation as explanation
     from replies p
@@ -19,7 +19,7 @@ counting as (
         arg_max(
             {'key': key, 'score': score, 'expected': expected, 'reason': reason, 'explanation': explanation,
              'model': model, 'text': text, 'recorded_at': recorded_at},
-            {'readable': score is not null, 'recorded_at': recorded_at}
+            {'readable': score is not null, 'recorded_at': recorded_at, 'attempt_id': attempt_id, 'request_id': request_id}
         ) as answer
     from answers
     group by example_id, grader_id, rubric_id

@@ -7,7 +7,7 @@ select
     (e.facts::json ->> 'scored')::bigint as scored,
     coalesce((select sum(l.spent_usd) from ledger l where l.run_id = r.run_id), 0)::decimal(38, 15) as spent_usd,
     coalesce((select sum(l.unresolved_usd) from ledger l where l.run_id = r.run_id), 0)::decimal(38, 15) as unresolved_usd,
-    e.facts::json ->> 'message' as message
+    e.facts::json ->> 'message' as message, s.grader_id, s.rubric_id
 from runs r
 left join run_ends e using (run_id)
 left join datasets d using (version_id)
