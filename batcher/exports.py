@@ -205,5 +205,8 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], columns: pa.Sc
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
-    mixed = pa.types.is_string(kind) and value is not None and not isinstance(value, str)
-    return dump_json(value).decode("utf-8") if mixed else value
+    if pa.types.is_string(kind) and value is not None and not isinstance(value, str):
+        return dump_json(value).decode("utf-8")
+    if pa.types.is_map(kind) and value is not None:
+        return [tuple(pair) for pair in value]
+    return value

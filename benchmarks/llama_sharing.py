@@ -1,7 +1,7 @@
 """How much sharing the rubric saves: `graders/llama_cpp.py` beside `Llama.create_completion`, rows a second and scores.
 
-    python benchmarks/llama_sharing.py                           # a tiny model with random weights, made on the spot
-    python benchmarks/llama_sharing.py --model PATH.gguf --data rows.json
+    python -m benchmarks.llama_sharing                           # a tiny model with random weights, made on the spot
+    python -m benchmarks.llama_sharing --model PATH.gguf --data rows.json
 
 What can be gained is bounded by the tokens: a prompt of 600 of which 120 are the row's own is five times the work, as
 long as the machine is busy computing, and that is the last line's "tokens" beside the measured ratio. Short rows gain

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 CONTEXT = 4096  # tokens of one row and its answer; less where the model was trained on less
 ROWS = 16  # rows decoded together at most; each has one more sequence to try continuations in
-TOGETHER = 512  # tokens of their own that they have at most, unless one row alone has more: beyond that, each token
+TOGETHER = 256  # tokens of their own that they have at most, unless one row alone has more: beyond that, each token
 # costs more attention to the other rows' cells, which is masked but computed, than is won by a larger batch
 BATCH = 512  # tokens handed to one llama_decode
 OUTPUTS = 64  # positions of one llama_decode whose logits are kept
