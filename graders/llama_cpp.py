@@ -73,6 +73,15 @@ def open(argument: str | None) -> LlamaCpp:
     return LlamaCpp(path)
 
 
+def lacks() -> str | None:
+    """What this machine lacks for it, None when only a model has to be named."""
+    try:
+        _library()
+    except BackendUnavailable as error:
+        return str(error)
+    return None
+
+
 class LlamaCpp:
     """One model, opened. `path` is a GGUF file that has been looked at."""
 

@@ -111,16 +111,19 @@ def spell(number: Decimal) -> str:
 
 
 def _mark(identity: str, text: str) -> str:
-    mark, round_ = hashlib.sha256(identity.encode()).hexdigest()[:12], 0
-    while mark in text:
-        round_ += 1
-        mark = hashlib.sha256(f"{identity}:{round_}".encode()).hexdigest()[:12]
-    return mark
+    """A short code that does not occur in the text: it costs tokens in every row, so it grows only when it must."""
+    code = hashlib.sha256(identity.encode()).hexdigest()
+    length = 4
+    while code[:length] in text:
+        length += 1
+        if length > len(code):
+            code, length = hashlib.sha256(code.encode()).hexdigest(), 4
+    return code[:length]
 
 
 _TITLES = {
-    "system": "system text of the conversation", "context": "earlier turns, for context only",
-    "instruction": "instruction", "input": "input", "output": "response to judge",
+    "system": "system text", "context": "earlier turns, context only",
+    "instruction": "instruction", "input": "input", "output": "response",
 }  # fmt: skip
 
 
@@ -128,8 +131,8 @@ def _fence(parts: dict[str, str], mark: str) -> str:
     lines = []
     for part, title in _TITLES.items():
         if parts[part] or part in ("instruction", "output"):
-            lines += [f"----- {mark} {title} -----", parts[part]]
-    return "\n".join([*lines, f"----- {mark} end -----"])
+            lines += [f"[[{mark} {title}]]", parts[part]]
+    return "\n".join([*lines, f"[[{mark} end]]"])
 
 
 def _fill(template: str, values: dict[str, str]) -> str:

@@ -46,8 +46,8 @@ def test_the_fixed_text_comes_first_and_is_the_same_for_every_row() -> None:
 
 def test_an_absent_input_has_no_section() -> None:
     rubric = load_rubric("accuracy")
-    assert " input -----" in rubric.messages(ROW, "a")[1][1]
-    assert " input -----" not in rubric.messages(Example("x", "", "y"), "a")[1][1]
+    assert " input]]" in rubric.messages(ROW, "a")[1][1]
+    assert " input]]" not in rubric.messages(Example("x", "", "y"), "a")[1][1]
 
 
 def test_earlier_turns_are_shown_as_context_only() -> None:
@@ -59,24 +59,24 @@ def test_earlier_turns_are_shown_as_context_only() -> None:
         turns=(Turn("user", "Capital of France?"), Turn("assistant", "Paris")),
     )
     text = load_rubric("accuracy").messages(row, "a")[1][1]
-    assert "earlier turns, for context only -----\nuser: Capital of France?\nassistant: Paris\n" in text
-    assert "system text of the conversation -----\nBe brief.\n" in text
+    assert " earlier turns, context only]]\nuser: Capital of France?\nassistant: Paris\n" in text
+    assert " system text]]\nBe brief.\n" in text
 
 
 @given(st.text(), st.text(), st.text())
 def test_row_text_stays_between_marks_that_do_not_occur_in_it(instruction: str, input_: str, output: str) -> None:
     system, user = load_rubric("accuracy").messages(Example(instruction, input_, output), "seed")
     assert system == load_rubric("accuracy").messages(ROW, "other")[0]
-    mark = user[1].split()[1]
-    assert len(mark) == 12
+    mark = user[1].split()[0].removeprefix("[[")
+    assert len(mark) >= 4
     assert all(mark not in part for part in (instruction, input_, output))
-    assert f"----- {mark} response to judge -----\n{output}\n----- {mark} end -----" in user[1]
+    assert f"[[{mark} response]]\n{output}\n[[{mark} end]]" in user[1]
 
 
 def test_a_row_that_holds_the_mark_gets_another_one() -> None:
     rubric = load_rubric("accuracy")
-    mark = rubric.messages(ROW, "seed")[1][1].split()[1]
-    again = rubric.messages(Example(mark, "", mark), "seed")[1][1].split()[1]
+    mark = rubric.messages(ROW, "seed")[1][1].split()[0].removeprefix("[[")
+    again = rubric.messages(Example(mark, "", mark), "seed")[1][1].split()[0].removeprefix("[[")
     assert again != mark
 
 
@@ -127,3 +127,11 @@ def test_an_unknown_name_lists_the_names_there_are(tmp_path: Path) -> None:
 def test_a_changed_rubric_has_another_digest() -> None:
     assert parse_rubric(MINE, "a").digest() == parse_rubric(MINE, "b").digest()
     assert parse_rubric(MINE, "a").digest() != parse_rubric(MINE.replace("Rate", "Judge"), "a").digest()
+
+
+def test_a_row_that_holds_every_short_mark_gets_a_longer_one() -> None:
+    every = "".join(f"{i:04x} " for i in range(16**4))
+    user = load_rubric("accuracy").messages(Example(every, "", "x"), "seed")[1][1]
+    mark = user.split()[0].removeprefix("[[")
+    assert len(mark) > 4
+    assert mark not in every
