@@ -93,6 +93,10 @@ def ask(number: int, row: Example) -> Request:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Rows a second with the rubric decoded once, and once a row.")
     parser.add_argument("--model", type=Path, help="a GGUF file (default: a tiny one with random weights)")
+    parser.add_argument(
+        "--shape", type=int, nargs=4, default=(8, 512, 8, 1536), metavar="N",
+        help="layers, width, heads and feed-forward width of the model made here",
+    )  # fmt: skip
     parser.add_argument("--data", type=Path, help="a JSON list of rows (default: invented ones)")
     parser.add_argument("--rows", type=int, default=256, help="rows for our side (default 256)")
     parser.add_argument("--peer-rows", type=int, default=48, help="rows for create_completion (default 48)")
@@ -104,7 +108,8 @@ def main() -> None:
             sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
             from examples.tiny_gguf import make
 
-            model = make(Path(folder) / "tiny.gguf")
+            shape = dict(zip(("n_layer", "n_embd", "n_head", "n_ff"), options.shape, strict=True))
+            model = make(Path(folder) / "tiny.gguf", **shape)
         if options.data:
             compare("rows of the file", model, read(options.data, options.rows), options)
         compare("invented rows of usual length", model, invented(options.rows), options)

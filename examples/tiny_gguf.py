@@ -4,7 +4,7 @@
     alpasift grade data.json --grader llama_cpp:tiny.gguf     # every step of a grading, and scores that mean nothing
 
 Needs the packages `gguf` and `numpy` only. The tokenizer is a byte-level BPE as GPT-2's: any text can be encoded, and
-its merges are learnt here from LESSON, so that English takes some two to three characters a token. A digit is one
+its merges are learnt from the texts of this repository, so that English takes three to four characters a token. A digit is one
 token and "4.5" is three, because the pattern that splits text before merging sets digits and signs apart. The same
 seed gives the same file, byte for byte.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -52,31 +52,48 @@ def byte_alphabet() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
+def lesson() -> str:
+    """What the tokenizer learns from: LESSON, the rubrics and the example rows that stand beside this file."""
+    here = Path(__file__).resolve().parent
+    files = [*sorted((here.parent / "graders" / "rubrics").glob("*.toml")), here / "instructions.jsonl"]
+    return "\n".join([LESSON, *(path.read_text("utf-8") for path in files if path.exists())])
+
+
 def learn_merges(text: str, count: int) -> list[tuple[str, str]]:
-    """The `count` merges that byte-pair encoding learns from this text, most frequent pair first."""
-    words = text.split()
-    pieces = Counter(tuple(piece) for word in words for piece in re.findall(r"[A-Za-z]+", "Ġ" + word))
-    pieces += Counter(("Ġ", *word) for word in words if word.isalpha())
+    """The `count` merges that byte-pair encoding learns from this text, most frequent pair first.
+
+    A merge changes the counts of its own words only, so counts are kept and mended rather than made anew.
+    """
+    times = Counter(re.findall(r" ?[A-Za-z]+", text))
+    words = [(list(word.replace(" ", "\u0120")), n) for word, n in sorted(times.items())]
+    pairs: Counter[tuple[str, str]] = Counter()
+    where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for i, (symbols, n) in enumerate(words):
+        for pair in pairwise(symbols):
+            pairs[pair] += n
+            where[pair].add(i)
     merges: list[tuple[str, str]] = []
-    while len(merges) < count:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for piece, times in pieces.items():
-            for pair in pairwise(piece):
-                pairs[pair] += times
-        if not pairs:
+    while len(merges) < count and pairs:
+        best, often = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        if often < 2:
             break
-        left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append((left, right))
-        merged: Counter[tuple[str, ...]] = Counter()
-        for piece, times in pieces.items():
+        merges.append(best)
+        for i in sorted(where.pop(best)):
+            symbols, n = words[i]
+            for pair in pairwise(symbols):
+                pairs[pair] -= n
+                if not pairs[pair]:
+                    del pairs[pair]
             joined: list[str] = []
-            for symbol in piece:
-                if joined and joined[-1] == left and symbol == right:
-                    joined[-1] = left + right
+            for symbol in symbols:
+                if joined and (joined[-1], symbol) == best:
+                    joined[-1] += symbol
                 else:
                     joined.append(symbol)
-            merged[tuple(joined)] += times
-        pieces = merged
+            words[i] = (joined, n)
+            for pair in pairwise(joined):
+                pairs[pair] += n
+                where[pair].add(i)
     return merges
 
 
@@ -84,7 +101,7 @@ def make(
     path: str | Path,
     seed: int = 0,
     *,
-    n_vocab: int = 768,
+    n_vocab: int = 2560,
     n_layer: int = 2,
     n_embd: int = 64,
     n_head: int = 4,
@@ -92,8 +109,8 @@ def make(
     context: int = 4096,
     chat_template: str | None = CHAT_TEMPLATE,
 ) -> Path:
-    """Write the model to `path` and return it. `n_vocab` is a wish: fewer tokens where LESSON has no more merges."""
-    merges = learn_merges(LESSON, n_vocab - 256 - len(SPECIAL))
+    """Write the model to `path` and return it. `n_vocab` is a wish: fewer tokens where the lesson has no more merges."""
+    merges = learn_merges(lesson(), n_vocab - 256 - len(SPECIAL))
     tokens = byte_alphabet() + [left + right for left, right in merges] + SPECIAL
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
     begin, end, _, im_end = range(len(tokens) - len(SPECIAL), len(tokens))

@@ -49,8 +49,7 @@ if TYPE_CHECKING:
 
 CONTEXT = 4096  # tokens of one row and its answer; less where the model was trained on less
 ROWS = 16  # rows decoded together at most; each has one more sequence to try continuations in
-TOGETHER = 256  # tokens of their own that they have at most, unless one row alone has more: beyond that, each token
-# costs more attention to the other rows' cells, which is masked but computed, than is won by a larger batch
+TOGETHER = 256, 1536  # the least and the most tokens of their own that such rows have; see _together
 BATCH = 512  # tokens handed to one llama_decode
 OUTPUTS = 64  # positions of one llama_decode whose logits are kept
 BLOCK = 256  # requests of one attempt
@@ -144,7 +143,7 @@ class LlamaCpp:
                         yield [self._reply(attempt, number[request.key], request, prompt)]
                     else:
                         prompts.append(prompt)
-                for group in _groups(prompts, model.cells):
+                for group in _groups(prompts, model.together):
                     task = self._worker.submit(model.answer, group)
                     while True:
                         try:
@@ -251,7 +250,9 @@ class _Model:
         self.threads = _threads()
         trained: int = lib.llama_model_n_ctx_train(self.pointer)
         self.context = min(trained, CONTEXT) if trained > 0 else CONTEXT
-        self.cells = self.context + TOGETHER
+        sizes = lib.llama_model_n_params(self.pointer), lib.llama_model_n_embd(self.pointer)
+        self.together = _together(*sizes, lib.llama_model_n_layer(self.pointer))
+        self.cells = self.context + self.together
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = self.cells, 1 + 2 * ROWS
         params.n_batch = params.n_ubatch = BATCH
@@ -690,7 +691,7 @@ class _Batch:
         return self._struct
 
 
-def _groups(prompts: Sequence[_Prompt], cells: int) -> Iterator[_Group]:
+def _groups(prompts: Sequence[_Prompt], together: int) -> Iterator[_Group]:
     """The prompts, packed into what the cache holds. Those with the same first message are taken together."""
     families: dict[object, list[_Prompt]] = {}
     for prompt in prompts:
@@ -700,15 +701,24 @@ def _groups(prompts: Sequence[_Prompt], cells: int) -> Iterator[_Group]:
         first = family[0].tokens
         shared = min(min(_shared(first, p.tokens), len(p.tokens) - 1) for p in family)
         group: list[_Prompt] = []
-        free = TOGETHER
+        free = together
         for prompt in family:
             need = len(prompt.tokens) - shared + prompt.limit
             if group and (len(group) == ROWS or need > free):
                 yield _Group(group, shared)
-                group, free = [], TOGETHER
+                group, free = [], together
             group.append(prompt)
             free -= need
         yield _Group(group, shared)
+
+
+def _together(parameters: int, width: int, layers: int) -> int:
+    """How many tokens of rows to decode at once, so that attention to other rows' cells costs at most a tenth more.
+
+    In one cache each token computes attention to the cells of all rows, masked or not: 4 * width * layers operations a
+    cell, beside 2 * parameters for the rest. Narrow models are best served in small groups, wide ones in large.
+    """
+    return min(max(TOGETHER[0], int(0.1 * 2 * parameters / (4 * width * layers))), TOGETHER[1])
 
 
 def _shared(left: Tokens, right: Tokens) -> int:

@@ -469,6 +469,7 @@ def test_an_export_equals_what_was_imported(
     rows=st.lists(
         st.fixed_dictionaries({"id": TEXT, "instruction": WORDS, "input": TEXT, "output": TEXT, "category": TEXT}),
         min_size=1,
+        max_size=5,
     )
 )
 @PATIENT
