@@ -288,6 +288,13 @@ def _arrow_type(sql_type: str) -> pa.DataType:
 # -- opening, retrying and explaining ---------------------------------------------------------------------------
 
 
+_HELD = (
+    "Could not set lock",  # another process has it
+    "different configuration",  # another thread of this process has it, for reading or for writing
+    "Unique file handle conflict",  # likewise
+)
+
+
 def _open(path: Path, read_only: bool, wait: float, config: Mapping[str, Any]) -> Connection:
     if read_only and not path.exists():
         raise StoreError(f"there is no database {path} yet; `alpasift import FILE` makes it")
@@ -296,7 +303,7 @@ def _open(path: Path, read_only: bool, wait: float, config: Mapping[str, Any]) -
         try:
             return duckdb.connect(str(path), read_only=read_only, config=dict(config))
         except duckdb.Error as error:
-            if "Could not set lock" not in str(error) and "different configuration" not in str(error):
+            if not any(sign in str(error) for sign in _HELD):
                 raise _explain(error, path) from error
             if time.monotonic() >= deadline:
                 raise StoreBusy(_who_holds(path, str(error), wait)) from error

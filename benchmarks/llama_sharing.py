@@ -90,6 +90,12 @@ def ask(number: int, row: Example) -> Request:
     return Request(str(number), RUBRIC.messages(row, str(number)), row, RUBRIC.name, choices=RUBRIC.choices)
 
 
+def bare(number: int, row: Example) -> Request:
+    """The same rubric, and the row as the whole user message, without marks and closing question."""
+    text = f"{row.instruction} {row.output}"
+    return Request(str(number), (RUBRIC.messages(row, "")[0], ("user", text)), row, RUBRIC.name, choices=RUBRIC.choices)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Rows a second with the rubric decoded once, and once a row.")
     parser.add_argument("--model", type=Path, help="a GGUF file (default: a tiny one with random weights)")
@@ -111,15 +117,19 @@ def main() -> None:
             shape = dict(zip(("n_layer", "n_embd", "n_head", "n_ff"), options.shape, strict=True))
             model = make(Path(folder) / "tiny.gguf", **shape)
         if options.data:
-            compare("rows of the file", model, read(options.data, options.rows), options)
-        compare("invented rows of usual length", model, invented(options.rows), options)
-        compare("short rows: sums", model, short(options.rows), options)
+            compare(
+                "rows of the file", model, [ask(*pair) for pair in enumerate(read(options.data, options.rows))], options
+            )
+        compare(
+            "invented rows of usual length", model, [ask(*pair) for pair in enumerate(invented(options.rows))], options
+        )
+        compare("sums, as rows", model, [ask(*pair) for pair in enumerate(short(options.rows))], options)
+        compare("sums, bare", model, [bare(*pair) for pair in enumerate(short(options.rows))], options)
 
 
-def compare(what: str, model: Path, rows: list[Example], options: argparse.Namespace) -> None:
+def compare(what: str, model: Path, requests: list[Request], options: argparse.Namespace) -> None:
     import llama_cpp as peer
 
-    requests = [ask(number, row) for number, row in enumerate(rows)]
     backend = llama_cpp.open(str(model))
     list(backend.answer(requests[:16], Meter()))  # memory mapped, caches warm
     begun = time.perf_counter()

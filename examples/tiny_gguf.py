@@ -150,7 +150,7 @@ def make(
     writer.add_tensor("token_embd.weight", weights(len(tokens), n_embd) * np.float32(np.sqrt(n_embd) / 2))
     for layer in range(n_layer):
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", ones)
-        for name, size in (("attn_q", 1), ("attn_k", 1), ("attn_v", 2), ("attn_output", 2)):
+        for name, size in (("attn_q", 3), ("attn_k", 3), ("attn_v", 2), ("attn_output", 2)):
             writer.add_tensor(f"blk.{layer}.{name}.weight", weights(n_embd, n_embd) * size)
         writer.add_tensor(f"blk.{layer}.ffn_norm.weight", ones)
         writer.add_tensor(f"blk.{layer}.ffn_gate.weight", weights(n_ff, n_embd))

@@ -184,7 +184,7 @@ def test_a_row_gets_the_same_answer_alone_in_any_company_and_in_any_order(backen
         alone = answers(backend, [request])[request.key]
         for other in (together[request.key], mixed[request.key]):
             assert other.text == alone.text
-            assert other.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+            assert other.logprobs == pytest.approx(alone.logprobs, abs=1e-4, rel=2e-5)  # the cache holds 16-bit floats
     assert len({reply.text for reply in together.values()}) > 2  # the model does tell rows apart
 
 
@@ -272,7 +272,7 @@ def test_a_row_too_long_is_refused_and_the_others_are_answered(backend) -> None:
 
 
 def test_rows_that_fill_the_context_are_decoded_one_after_the_other(backend, oracle) -> None:
-    long = [ask(number, text=" ".join(random.Random(number).choices(WORDS, k=1200))) for number in range(3)]
+    long = [ask(number, text=" ".join(random.Random(number).choices(WORDS, k=2000))) for number in range(3)]
     replies = answers(backend, [*long, ask(7)])
     assert {reply.outcome for reply in replies.values()} == {"answered"}
     assert all(replies[r.key].usage["prompt_tokens"] > 3000 for r in long)  # type: ignore[index]
@@ -449,7 +449,7 @@ def test_a_bad_number_of_threads_is_refused(gguf_path: Path, monkeypatch) -> Non
 
 def test_a_model_trained_on_a_short_context_refuses_longer_rows(tmp_path: Path) -> None:
     opened = llama_cpp.open(str(make_gguf(tmp_path / "short.gguf", context=512)))
-    replies = answers(opened, [ask(1), replace(ask(2, text="dog " * 300))])
+    replies = answers(opened, [ask(1), replace(ask(2, text="dog " * 600))])
     assert replies["key1"].outcome == "answered"
     assert (replies["key2"].error or "").endswith("the context holds 512")
     opened.close()
