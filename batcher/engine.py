@@ -331,7 +331,7 @@ class Run:
             self._end_run(outcome, message)
         if outcome == "done" and self.limit is not None and self.matching > self.already + len(self.questions):
             message = (
-                f"{self.matching - self.already - self.limit} rows are left; run again without --limit {self.limit}"
+                f"{self.matching - self.already - self.limit:,} rows are left; run again without --limit {self.limit}"
             )
         return Summary(
             self.run_id, outcome, self.progress.total, self.progress.replied, self.progress.scored, self.already,
