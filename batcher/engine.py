@@ -226,6 +226,7 @@ class Run:
         self.flushed = time.monotonic()
         self.spool = store.path.with_name(store.path.name + ".spool")
         self._exit = contextlib.ExitStack()
+        self.alarmed = False
         self.progress = Progress(0)
 
     # -- before -------------------------------------------------------------------------------------------------
@@ -381,13 +382,20 @@ class Run:
                 self.progress.replied += len(replies)
                 if self._due():
                     self._flush()
+                self._stop_on_alarm()
                 self._tick()
             self._flush()
+            self._stop_on_alarm()
         finally:
             close = getattr(answers, "close", None)
             if close is not None:
                 close()
         self._tick()
+
+    def _stop_on_alarm(self) -> None:
+        if self.alarmed:
+            with self.store.reader() as con:
+                ledger.check_alarms(con)
 
     def _tick(self) -> None:
         self.progress.seconds = time.monotonic() - self.started
@@ -420,19 +428,18 @@ class Run:
                     for attempt in closing:
                         ledger.close_attempt(con, attempt)
                     spent = ledger.run_spent(con, self.run_id) if self.backend.paid else Decimal(0)
+                    alarms = ledger.open_alarms(con) if self.backend.paid else []
             except StoreBusy:
-                _add_to_spool(self.spool, chunk)
-                del self.buffer[: len(chunk)]
+                if chunk:
+                    _add_to_spool(self.spool, chunk)
+                    del self.buffer[: len(chunk)]
                 self.flushed = time.monotonic()
                 return
             self.spool.unlink(missing_ok=True)
             del self.buffer[: len(chunk)]
             if meter is not None:
                 del meter.closing[: len(closing)]
-            self.progress.usd = spent
-            if self.backend.paid:
-                with self.store.reader() as con:
-                    ledger.check_alarms(con)
+            self.progress.usd, self.alarmed = spent, self.alarmed or bool(alarms)
         self.flushed = time.monotonic()
 
     def _write(self, con: Connection, replies: Sequence[Reply]) -> None:
@@ -442,8 +449,14 @@ class Run:
     def _ingest_spool(self) -> None:
         """Replies that an earlier run could not write because the database was held."""
         if self.spool.exists():
-            with self.store.transaction() as con:
-                ledger.ingest(con, _read_spool(self.spool))
+            try:
+                with self.store.transaction() as con:
+                    ledger.ingest(con, _read_spool(self.spool))
+            except ledger.UnknownAttempt as error:
+                raise ledger.UnknownAttempt(
+                    f"{self.spool} holds replies that were waiting for another copy of {self.store.path} ({error}); "
+                    "bring that database back, or move the file away"
+                ) from error
             self.spool.unlink()
 
     def _read_again(self) -> None:

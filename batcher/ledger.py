@@ -37,6 +37,10 @@ class LedgerAlarm(AlpaSiftError):
     """Something was charged that must not have been. It is booked; all sending has stopped until a person looked."""
 
 
+class UnknownAttempt(AlpaSiftError):
+    """A reply to an attempt that this ledger never opened."""
+
+
 class AnotherRun(AlpaSiftError):
     """Another process is at work on this database; the message names it."""
 
@@ -319,7 +323,7 @@ def _reply_row(reply: Reply, now: Any) -> tuple[Any, ...]:
 def _charge(con: Connection, attempt_id: str, replies: Sequence[Reply]) -> None:
     found = rows(con, "select run_id, price, ceiling_usd from attempts where attempt_id = $a", {"a": attempt_id}).rows
     if not found:
-        raise AlpaSiftError(f"a reply names the attempt {attempt_id}, which this ledger never opened")
+        raise UnknownAttempt(f"a reply names the attempt {attempt_id}, which this ledger never opened")
     run_id, frozen, total = found[0]
     if frozen is None and total == 0:
         return
