@@ -165,7 +165,7 @@ def import_file(
                     name,
                     version,
                     layout.name,
-                    path.name,
+                    path.name.encode("utf-8", "replace").decode(),
                     digest,
                     work.usable,
                     aside,
@@ -407,8 +407,8 @@ def resolve(store: Store, name: str | None) -> DatasetVersion:
     names = list(dict.fromkeys(r["dataset"] for r in found))
     if name is None and len(names) > 1:
         raise DatasetError(f"there are several datasets, name one of them: {', '.join(names)}")
-    dataset, _, number = (name or names[0]).partition("@")
-    versions = [r for r in found if r["dataset"] == dataset and number in ("", str(r["version"]))]
+    dataset, at, number = (names[0] if name is None else name).partition("@")
+    versions = [r for r in found if r["dataset"] == dataset and (not at or number == str(r["version"]))]
     if not versions:
         raise DatasetError(f"there is no dataset {name!r}; there are {', '.join(r['label'] for r in found)}")
     return _version(max(versions, key=lambda r: r["version"]))

@@ -86,6 +86,7 @@ class Summary:
     already: int
     usd: Decimal
     seconds: float
+    left: int = 0
     message: str | None = None
 
 
@@ -227,6 +228,8 @@ class Run:
         self.spool = store.path.with_name(store.path.name + ".spool")
         self._exit = contextlib.ExitStack()
         self.alarmed = False
+        rate = os.environ.get("ALPASIFT_USD_PER_HOUR")
+        self.usd_per_hour = ledger.parse_usd(rate) if rate else None
         self.progress = Progress(0)
 
     # -- before -------------------------------------------------------------------------------------------------
@@ -251,11 +254,9 @@ class Run:
         with self.store.transaction() as con:
             ledger.close_the_dead(con)
             _write_setup(con, self.task, self.backend, self.setup)
-            if self.budget is not None:
-                ledger.set_budget(con, self.budget)
             if self.backend.paid:
                 ledger.check_alarms(con)
-                if ledger.balance(con).budget is None:
+                if self.budget is None and ledger.balance(con).budget is None:
                     raise NoBudget(
                         f"{self.backend.name} costs money and no budget is set; name one with --budget 5 "
                         "(dollars, for all this database's life)"
@@ -284,7 +285,8 @@ class Run:
             return
         with self.store.reader() as con:
             now = ledger.balance(con)
-        free = now.free if now.free is not None else Decimal(0)
+        budget = self.budget if self.budget is not None else now.budget
+        free = (budget or Decimal(0)) - now.committed
         free = free if self.run_budget is None else min(free, self.run_budget)
         if estimate.usd <= free or self.limit is not None:
             return
@@ -330,13 +332,12 @@ class Run:
             ) from error
         finally:  # whatever happened: the answers in hand are kept
             self._end_run(outcome, message)
-        if outcome == "done" and self.limit is not None and self.matching > self.already + len(self.questions):
-            message = (
-                f"{self.matching - self.already - self.limit:,} rows are left; run again without --limit {self.limit}"
-            )
+        left = self.matching - self.already - len(self.questions)
+        if outcome == "done" and left:
+            message = f"{left:,} rows are left; run again without --limit {self.limit}"
         return Summary(
             self.run_id, outcome, self.progress.total, self.progress.replied, self.progress.scored, self.already,
-            self.progress.usd, time.monotonic() - self.started, message,
+            self.progress.usd, time.monotonic() - self.started, left, message,
         )  # fmt: skip
 
     def _begin_run(self) -> None:
@@ -351,15 +352,22 @@ class Run:
             utc_now(),
         )
         with self.store.transaction() as con:
+            if self.budget is not None:  # only now: a command that was not agreed to changes nothing
+                ledger.set_budget(con, self.budget)
             append(con, "runs", ("run_id", "command", "setup_id", "version_id", "pid", "facts", "started_at"), [row])
 
     def _end_run(self, outcome: str, message: str | None) -> None:
         with contextlib.suppress(StoreBusy):  # the spool file holds what could not be written
             self._flush()
             facts = {"replied": self.progress.replied, "scored": self.progress.scored, "message": message}
-            rate = os.environ.get("ALPASIFT_USD_PER_HOUR")
-            usd_per_hour = ledger.parse_usd(rate) if rate else None
-            row = (self.run_id, outcome, json.dumps(facts), time.monotonic() - self.started, usd_per_hour, utc_now())
+            row = (
+                self.run_id,
+                outcome,
+                json.dumps(facts),
+                time.monotonic() - self.started,
+                self.usd_per_hour,
+                utc_now(),
+            )
             with self.store.transaction() as con:
                 for (attempt,) in rows(
                     con, "select attempt_id from open_attempts where run_id = $r and not outlives", {"r": self.run_id}

@@ -45,6 +45,9 @@ def write_rows(path: Path, format_name: str, rows: Rows, columns: pa.Schema | No
     columns of a parquet file that are known; the others are found from the values.
     """
     kind, _, packing = format_name.partition(".")
+    path = path.resolve()  # a link stays a link
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DatasetError(f"{path} is no ordinary file; give the name of one")
     if path.is_dir():
         raise DatasetError(f"{path} is a folder; give the name of a file in it")
     count = 0

@@ -470,9 +470,13 @@ def _where(store: Store, version_id: str, expression: str, chosen: Chosen | None
 def _refuse_chance(store: Store, expression: str) -> None:
     """Functions that answer differently each time would make a selection that nobody can repeat."""
     text = re.sub(r"'[^']*'", "''", expression).lower()
+    clock = re.search(r"\b(current_(?:date|time|timestamp)|localtime(?:stamp)?)\b", text)
+    if clock or re.search(r"\bover\s*\(\s*\)", text):
+        what = clock[1] if clock else "over ()"
+        raise SelectError(f"--where may not use {what}: it answers differently each time")
     called = set(re.findall(r"([a-z_][a-z0-9_]*)\"?\s*\(", text))
     volatile = store.locked_query(
-        "select distinct lower(function_name) from duckdb_functions() where stability = 'VOLATILE' and function_type = 'scalar'"
+        "select distinct lower(function_name) from duckdb_functions() where stability <> 'CONSISTENT' and function_type = 'scalar'"
     )
     for name in sorted(called & {r[0] for r in volatile.rows}):
         raise SelectError(

@@ -130,36 +130,68 @@ class Store:
     """One database file. Cheap to make; holds no connection between calls."""
 
     def __init__(self, path: str | os.PathLike[str], wait: float = 30.0) -> None:
+        if not str(path):
+            raise StoreError("--db is empty; give the path of a database file")
         self.path = Path(path)
         self.wait = wait
 
     # -- opening ------------------------------------------------------------------------------------------------
 
+    def files(self) -> list[object]:
+        """The database and what lies beside it: nothing else may be written there."""
+        return [self.path, *(self.path.with_name(self.path.name + end) for end in (".wal", ".lock", ".spool"))]
+
     def create(self) -> Store:
         """Make the file if it is not there, migrate it, refresh its views. Raises StoreError when it is no database."""
+        self._check_place()
+        if not self.path.exists():
+            self._make()
+        with self._connection(read_only=False, wait=self.wait) as con:
+            _migrate(con, self.path)
+        return self
+
+    def _check_place(self) -> None:
         if self.path.is_dir():
             raise StoreError(f"{self.path} is a folder; --db wants the path of a database file")
         if not self.path.parent.is_dir():
             raise StoreError(f"the folder {self.path.parent} does not exist; make it, or give another --db")
-        if self.path.exists() and self.path.stat().st_size == 0:
-            raise StoreError(f"{self.path} is an empty file, not a database; delete it, or give another --db")
-        fresh = not self.path.exists()
+        if not self.path.exists():
+            return
+        if not self.path.is_file():
+            raise StoreError(f"{self.path} is no ordinary file; give another --db")
         try:
-            with self._connection(read_only=False, wait=self.wait) as con:
-                if fresh:
-                    self.path.chmod(0o600)
-                _migrate(con, self.path)
-        except BaseException:
-            if fresh:  # a database that was never finished is worse than none
-                with contextlib.suppress(OSError):
-                    self.path.unlink()
-            raise
-        return self
+            with self.path.open("rb") as file:
+                head = file.read(12)
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {error.strerror}; give another --db") from error
+        if not head:
+            raise StoreError(f"{self.path} is an empty file, not a database; delete it, or give another --db")
+        if head[8:] != b"DUCK":
+            raise StoreError(f"{self.path} is not a DuckDB database; give another --db")
+
+    def _make(self) -> None:
+        """Make a whole database under another name and link it into place: nobody ever meets half of one."""
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+        try:
+            con = _open(draft, False, self.wait, _CONFIG)
+            try:
+                draft.chmod(0o600)
+                _migrate(con, draft)
+            finally:
+                con.close()
+            with contextlib.suppress(FileExistsError):  # another process was first: theirs is as good
+                os.link(draft, self.path)
+        except duckdb.Error as error:
+            raise _explain(error, self.path) from error
+        finally:
+            for left in (draft, draft.with_name(draft.name + ".wal")):
+                left.unlink(missing_ok=True)
 
     def existing(self) -> Store:
         """This store, checked and migrated if need be. Raises StoreError when there is no database yet."""
         if not self.path.exists():
             raise StoreError(f"there is no database {self.path} yet; `alpasift import FILE` makes it")
+        self._check_place()
         with self._connection(read_only=True, wait=self.wait) as con:
             current = _is_current(con, self.path)
         return self if current else self.create()
@@ -301,7 +333,7 @@ def _open(path: Path, read_only: bool, wait: float, config: Mapping[str, Any]) -
     deadline = time.monotonic() + wait
     while True:
         try:
-            return duckdb.connect(str(path), read_only=read_only, config=dict(config))
+            return duckdb.connect(str(path.absolute()), read_only=read_only, config=dict(config))
         except duckdb.Error as error:
             if not any(sign in str(error) for sign in _HELD):
                 raise _explain(error, path) from error
@@ -428,8 +460,12 @@ def _limited(con: Connection, text: str, parameters: Mapping[str, Any], max_rows
     except duckdb.Error as error:
         if stopped.is_set():
             raise QueryError(f"the query was stopped after {seconds:g} s; narrow it, or raise --seconds") from error
+        if isinstance(error, duckdb.InterruptException):
+            raise KeyboardInterrupt from error
         raise QueryError(str(error).strip()) from error
-    except RuntimeError as error:  # DuckDB raises a plain RuntimeError for an interrupt during fetch
+    except RuntimeError as error:  # what DuckDB raises for its own interrupt, and for Ctrl-C
+        if not stopped.is_set():
+            raise KeyboardInterrupt from error
         raise QueryError(f"the query was stopped after {seconds:g} s; narrow it, or raise --seconds") from error
     finally:
         timer.cancel()

@@ -25,6 +25,7 @@ Knows nothing of datasets or tables. Its scores say nothing about the rows.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -35,10 +36,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from graders import BackendError, Estimate, Meter, Outcome, Reply, Request, batched
-from graders.prices import Price, PriceError, ceiling, charge, per_million
+from graders.prices import Price, PriceError, UsageError, ceiling, charge, per_million
 
 _KEYS = {
     "usd_per_million_input", "usd_per_million_output", "lines_per_attempt", "delay_seconds", "max_output_tokens", "bill", "reply",
@@ -72,7 +73,10 @@ def open(argument: str | None) -> Fake:
         script = tomllib.loads(data.decode("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BackendError(f"the script {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    unknown = sorted(set(script) - _KEYS) + sorted({k for rule in script.get("reply", []) for k in rule} - _RULE_KEYS)
+    rules = script.get("reply", [])
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+        raise BackendError(f"{path}: a reply is written [[reply]]")
+    unknown = sorted(set(script) - _KEYS) + sorted({k for rule in rules for k in rule} - _RULE_KEYS)
     if unknown:
         raise BackendError(
             f"{path}: unknown key {unknown[0]!r}; see the head of graders/fake.py for what a script holds"
@@ -84,9 +88,37 @@ def open(argument: str | None) -> Fake:
     ]
     digest = hashlib.sha256(repr((sorted(fixed.items()), answers)).encode()).hexdigest()
     try:
+        _check(script)
         return Fake(f"fake:{path.name}", script, {"script": digest})
-    except (re.error, TypeError, PriceError) as error:
+    except (re.error, ValueError, PriceError) as error:
         raise BackendError(f"{path}: {error}") from error
+
+
+def _check(script: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value of the wrong kind."""
+
+    def want(table: Mapping[str, Any], key: str, kind: type | tuple[type, ...], least: float | None = None) -> None:
+        value = table.get(key)
+        wrong = value is not None and (isinstance(value, bool) or not isinstance(value, kind))
+        if wrong or (value is not None and least is not None and not value >= least):
+            raise ValueError(f"{key} = {value!r}; see the head of graders/fake.py")
+
+    number = (int, float)
+    want(script, "delay_seconds", number, 0)
+    want(script, "lines_per_attempt", int, 1)
+    want(script, "max_output_tokens", int, 1)
+    want(script, "bill", str)
+    if ("usd_per_million_input" in script) != ("usd_per_million_output" in script):
+        raise ValueError("give both usd_per_million_input and usd_per_million_output, or neither")
+    for rule in script.get("reply", []):
+        for key in ("match", "text", "finish_reason", "error"):
+            want(rule, key, str)
+        want(rule, "delay_seconds", number, 0)
+        want(rule, "times", int, 1)
+        want(rule, "usage", dict)
+        for key, allowed in (("outcome", get_args(Outcome)), ("die", ("reserved", "sent", "answered"))):
+            if rule.get(key) not in (None, *allowed):
+                raise ValueError(f"{key} = {rule[key]!r}; it is one of {', '.join(allowed)}")
 
 
 class Fake:
@@ -107,8 +139,6 @@ class Fake:
             self.price = per_million(str(rates[0]), str(rates[1]), source=name)
         self.paid = self.price is not None
         self.lines = int(script.get("lines_per_attempt", 1 if self.paid else 5000))
-        if self.lines < 1:
-            raise BackendError(f"{name}: lines_per_attempt = {self.lines}; 1 or more")
 
     def refuses(self, rubric: str) -> str | None:
         return "the rubric `rules` is answered by the grader `rules` only" if rubric == "rules" else None
@@ -148,8 +178,13 @@ class Fake:
 
     def _write_bill(self, reply: Reply) -> None:
         if self.bill is not None and self.price is not None and reply.outcome == "answered":
+            with contextlib.suppress(UsageError):  # what nobody can work out is on no bill
+                self._add_to_bill(f"{reply.key} {charge(self.price, reply.usage)}\n")
+
+    def _add_to_bill(self, line: str) -> None:
+        if self.bill is not None:
             handle = os.open(self.bill, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            os.write(handle, f"{reply.key} {charge(self.price, reply.usage)}\n".encode())
+            os.write(handle, line.encode())
             os.close(handle)
 
     def _rule(self, request: Request) -> Rule | None:

@@ -833,6 +833,8 @@ def _check(path: Path) -> None:
     try:
         if path.is_dir():
             raise BackendError(f"{path} is a folder; name the .gguf file in it")
+        if path.exists() and not path.is_file():
+            raise BackendError(f"{path} is no ordinary file; name a .gguf file")
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError as error:

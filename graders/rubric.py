@@ -251,4 +251,7 @@ def _number(table: dict[str, Any], key: str, where: str) -> Decimal:
         raise RubricError(
             f"{where}: {key} is missing" if value is None else f"{where}: {key} = {value!r}; it is a number"
         )
-    return Decimal(str(value))
+    number = Decimal(str(value))
+    if not number.is_finite() or abs(number) > 10_000 or number != round(number, 3):
+        raise RubricError(f"{where}: {key} = {value!r}; a number within 10,000 with at most three decimals")
+    return number

@@ -426,3 +426,143 @@ def test_the_demo_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "133 of 186 rows kept" in done.stdout
     assert os.access(tmp_path / ".demo" / "kept.json", os.R_OK)
+
+
+# -- what a stranger tried --------------------------------------------------------------------------------------
+
+
+def test_an_output_never_replaces_the_database_the_input_or_another_output(alpasift: Call, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", some_rows(9))
+    alpasift("import", "in.jsonl")
+    (tmp_path / "link.jsonl").symlink_to("alpasift.duckdb")
+    for target in ("alpasift.duckdb", "./alpasift.duckdb", "alpasift.duckdb.lock", "link.jsonl"):
+        one_clear_line(alpasift("export", "--dataset", "in", "-o", target, "--format", "jsonl"), 2, "would replace")
+    filters = ["filter", "in.jsonl", "--grader", "fake"]
+    one_clear_line(alpasift(*filters, "-o", "in.jsonl"), 2, "would replace in.jsonl")
+    one_clear_line(alpasift(*filters, "-o", "k.json", "--rejected", "k.json"), 2, "would replace k.json")
+    one_clear_line(alpasift(*filters, "-o", "k.json", "--rejected", "k.json.manifest.json"), 2, "would replace")
+    one_clear_line(alpasift(*filters, "-o", "k.txt"), 2, "no format that can be written")
+    os.mkfifo(tmp_path / "pipe.json")
+    one_clear_line(alpasift(*filters, "-o", "pipe.json"), 2, "no ordinary file")
+    assert alpasift("status").code == 0
+    assert len((tmp_path / "in.jsonl").read_text().splitlines()) == 9
+
+
+def test_a_symbolic_link_stays_one(alpasift: Call, tmp_path: Path) -> None:
+    alpasift("import", EXAMPLES)
+    (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+    assert alpasift("export", "--dataset", "instructions", "-o", "link.jsonl").code == 0
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert len((tmp_path / "real.jsonl").read_text("utf-8").splitlines()) == 186
+
+
+def test_a_name_means_its_newest_version_everywhere_and_at_one_the_first(alpasift: Call, tmp_path: Path) -> None:
+    write_rows(tmp_path / "r.jsonl", some_rows(5))
+    alpasift("import", "r.jsonl")
+    for text in ("1", "perhaps"):
+        (tmp_path / "g.toml").write_text(f'[[reply]]\nmatch = "number [12] "\ntext = "{text}"\n[[reply]]\ntext = "2"\n')
+        alpasift("grade", "--grader", "fake:g.toml")
+    (tmp_path / "g.toml").write_text('[[reply]]\nmatch = "number [12] "\ntext = "1"\n[[reply]]\ntext = "2"\n')
+    again = alpasift("grade", "--grader", "fake:g.toml")
+    assert "no score" not in again.err, "the first version scored every row"
+    for name, without in (("fake:g.toml", 2), ("fake:g.toml@2", 2), ("fake:g.toml@1", 0)):
+        found = alpasift("scores", "--grader", name, "--json").json
+        assert sum(row["rows"] for row in found if row["score"] is None) == without, name
+        shown = alpasift("show", "--grader", name, "--json").json
+        assert sum(row["score"] is None for row in shown) == without, name
+        chosen = alpasift("select", "--min-score", "1", "--name", "s", "--grader", name, "--json").json
+        assert chosen[0]["counts"]["kept"] == 5 - without, name
+    one_clear_line(alpasift("scores", "--grader", "fke"), 2, "no grader called 'fke'", "fake:g.toml@2")
+    one_clear_line(alpasift("grade", "--grader", "fake", "--dataset", ""), 1, "there is no dataset ''")
+
+
+def test_filter_with_a_limit_writes_nothing_until_every_row_is_graded(alpasift: Call, tmp_path: Path) -> None:
+    filters = ["filter", EXAMPLES, "-o", "k.json", "--grader", "fake", "--limit", "100"]
+    first = alpasift(*filters)
+    assert (first.code, "nothing was written" in first.err, (tmp_path / "k.json").exists()) == (4, True, False)
+    assert alpasift(*filters).code == 0
+    assert (tmp_path / "k.json").exists()
+
+
+def test_a_budget_is_not_set_by_a_command_that_was_not_agreed_to(alpasift: Call, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(PAID)
+    alpasift("import", EXAMPLES)
+    assert alpasift("grade", "--grader", "fake:p.toml", "--budget", "5").code == 2
+    assert alpasift("ledger", "--json").json["budget_usd"] is None
+
+
+def test_an_interrupted_query_is_interrupted_and_not_a_fault(alpasift: Call, tmp_path: Path) -> None:
+    import signal
+    import time
+
+    alpasift("import", EXAMPLES)
+    text = "select count(*) from range(10000000) a, range(10000000) b where a.range % 7 = b.range % 11"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        command = [sys.executable, "-m", "batcher.cli", "sql", text]
+        with subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=cli_environment()
+        ) as process:
+            time.sleep(2.5)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=20)
+        assert (process.returncode, "interrupted" in err, "fault" in err) == (130, True, False), err
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["now()", "current_timestamp", "date '2026-01-01'", "time '10:00'", "interval 1 day", "'nan'::double", "'ab'::blob",
+     "map {date '2026-01-01': 1}", "[1, null]", "{'a': 1.5}", "uuid()", "1::hugeint", "'12:00:00+00'::timetz"],
+)  # fmt: skip
+def test_any_value_can_be_printed(alpasift: Call, expression: str) -> None:
+    alpasift("import", EXAMPLES)
+    for form in ([], ["--json"], ["--csv"]):
+        ran = alpasift("sql", f"select {expression} as x", *form)
+        assert ran.code == 0, ran.err
+        if form == ["--json"]:
+            json.loads(ran.out, parse_constant=pytest.fail)
+
+
+def test_numbers_that_are_none_are_usage_errors(alpasift: Call) -> None:
+    alpasift("import", EXAMPLES)
+    for bad in ("1e30", "nan", "inf", "x"):
+        one_clear_line(alpasift("show", "--score", bad), 2, "no score or share")
+        one_clear_line(alpasift("scores", "--by", "length", "--min-score", bad), 2, "no score or share")
+    one_clear_line(alpasift("select", "--random", "5", "--name", "x", "--quota", "coding:\u00b2"), 2, "CATEGORY:500")
+    one_clear_line(alpasift("select", "--random", "5", "--name", "x", "--nested", "\u00b2"), 2, "3000,6000")
+    one_clear_line(alpasift("import", EXAMPLES, "--map", "output=a", "--map", "output=b"), 2, "twice")
+    one_clear_line(alpasift("ledger", "acknowledge", "--reason", " "), 2, "empty")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['max_output_tokens = "x"', 'lines_per_attempt = "a"', "lines_per_attempt = 0", "reply = 3", "delay_seconds = -1",
+     "[[reply]]\ntext = 5", '[[reply]]\noutcome = "xx"', 'usd_per_million_input = "1"', "colour = 1", "[[reply]]\nmatch = '('",
+     'usd_per_million_input = "a"\nusd_per_million_output = "b"', "not toml"],
+)  # fmt: skip
+def test_a_script_that_does_not_hold_together_is_one_clear_line(alpasift: Call, tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    alpasift("import", EXAMPLES)
+    one_clear_line(alpasift("grade", "--grader", "fake:s.toml"), 1, "s.toml")
+
+
+def test_odd_surroundings_are_no_faults(alpasift: Call, tmp_path: Path) -> None:
+    alpasift("import", EXAMPLES)
+    alpasift("grade", "--grader", "fake")
+    assert alpasift("scores", env={"PYTHONIOENCODING": "latin-1"}).code == 0
+    assert alpasift("scores", env={"LC_ALL": "C", "PYTHONUTF8": "0"}).code == 0
+    closed = f"{sys.executable} -m batcher.cli scores >&-"
+    done = subprocess.run(closed, cwd=tmp_path, shell=True, capture_output=True, text=True, env=cli_environment())
+    assert "Traceback" not in done.stderr
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
+    Path(os.fsdecode(odd)).write_text(json.dumps(some_rows(1)[0]) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "batcher.cli", "import", odd], cwd=tmp_path, capture_output=True, env=cli_environment()
+    )
+    assert (done.returncode, b"fault" in done.stderr) == (0, False), done.stderr
+    os.mkfifo(tmp_path / "f.gguf")
+    one_clear_line(alpasift("grade", "--grader", "llama_cpp:f.gguf"), 1, "f.gguf")
+    os.mkfifo(tmp_path / "f.duckdb")
+    one_clear_line(alpasift("--db", "f.duckdb", "status"), 1, "no ordinary file")
+    one_clear_line(
+        alpasift("grade", "--grader", "fake", env={"ALPASIFT_USD_PER_HOUR": "abc"}), 1, "'abc' is no amount of dollars"
+    )

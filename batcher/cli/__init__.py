@@ -9,6 +9,7 @@ and notes to stderr. A user never sees a traceback: what AlpaSift knows how to e
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -107,12 +108,18 @@ def _terminate(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+_INTERRUPTED = "interrupted; what was committed is kept, the same command goes on from there"
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code, having told the user about any error in one line."""
     from graders import AlpaSiftError
 
     try:
         signal.signal(signal.SIGTERM, _terminate)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal that cannot show a character still gets the rest
         code = cli.main(arguments, prog_name="alpasift", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -125,7 +132,7 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; what was answered is kept, the same command goes on from there")
+        _say(_INTERRUPTED)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -138,6 +145,9 @@ def run(arguments: list[str] | None = None) -> int:
         _say(f"{where}{error.strerror or error}; nothing was half-written, put it right and run again")
         return 1
     except Exception as error:
+        if "interrupt" in f"{type(error).__name__} {error}".lower():  # Ctrl-C while DuckDB was at work
+            _say(_INTERRUPTED)
+            return 130
         if os.environ.get("ALPASIFT_DEBUG"):
             raise
         _say(
@@ -153,6 +163,8 @@ def _say(message: str) -> None:
 
 
 def main() -> NoReturn:
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
     code = run()
     try:
         sys.stdout.flush()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
-from pathlib import Path
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.data import map_option, shape_option, strict_option, tell_import, write_private
+from batcher.cli.data import check_targets, map_option, shape_option, strict_option, tell_import, write_private
 from batcher.cli.grade import (
     budget_option,
     grade_dataset,
@@ -21,36 +20,22 @@ from batcher.cli.grade import (
     tell_summary,
     yes_option,
 )
-from batcher.cli.printing import note, number, plain, print_json, print_table
+from batcher.cli.printing import NUMBER, note, number, plain, print_json, print_table
 
 if TYPE_CHECKING:
     from batcher.select import Condition, Selection
     from batcher.store import Store
 
 
-class DecimalType(click.ParamType[Decimal]):
-    """An exact number."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
-        try:
-            found = Decimal(str(value))
-        except InvalidOperation:
-            found = Decimal("NaN")
-        if not found.is_finite():
-            self.fail(f"{value!r} is no number", param, ctx)
-        return found
-
-
-NUMBER = DecimalType()
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 12
 
 
 def _quota(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, int]:
     quota = {}
     for pair in pairs:
         category, colon, count = pair.rpartition(":")
-        if not colon or not count.isdigit():
+        if not colon or not _is_count(count):
             raise click.BadParameter(f"{pair!r}: write CATEGORY:500, or *:500 for each category that is not named")
         quota[category] = int(count)
     return quota
@@ -60,7 +45,7 @@ def _sizes(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
     if text is None:
         return ()
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) for part in parts):
+    if not all(_is_count(part) and int(part) for part in parts):
         raise click.BadParameter(f"{text!r}: write sizes such as 3000,6000")
     return tuple(int(part) for part in parts)
 
@@ -259,8 +244,8 @@ def filter_command(
 
     if sum(v is not None for v in (min_score, top, keep_share)) > 1:
         raise click.UsageError("give one of --min-score, --top and --keep-share")
-    for target in filter(None, (output, rejected)):
-        check_target(target)
+    targets = [output, f"{output}.manifest.json", *([rejected] if rejected else [])]
+    check_targets(targets, not_onto=[file, *Store(db).files()])
     store = Store(db).create()
     found = import_file(store, file, dataset=dataset, shape=shape, mapping=mapping, strict=strict)
     tell_import(found)
@@ -274,8 +259,8 @@ def filter_command(
         backend.close()
     run = labels_of(store, summary.run_id)
     tell_summary(store, summary, backend, found.label, run)
-    if summary.outcome != "done":
-        note("not finished, so nothing was written; the same command goes on")
+    if summary.outcome != "done" or summary.left:
+        note("not every row is graded, so nothing was written; the same command goes on")
         return 4
     condition = _condition(store, run.rubric_id, min_score, top, keep_share)
     kept = select(
@@ -313,19 +298,6 @@ def _condition(
     if min_score is None and top is None and keep_share is None:
         min_score = store.query("rubric_threshold", rubric_id=rubric_id)[0]["threshold"]
     return Condition(min_score=min_score, top=top, keep_share=keep_share)
-
-
-def check_target(path: str) -> None:
-    """Raise a usage error now when a file cannot be written later, after all the work."""
-    import os
-
-    folder = Path(path).absolute().parent
-    if Path(path).is_dir():
-        raise click.UsageError(f"{path} is a folder; name a file")
-    if not folder.is_dir():
-        raise click.UsageError(f"the folder {folder} does not exist; make it first")
-    if not os.access(folder, os.W_OK):
-        raise click.UsageError(f"the folder {folder} is read-only")
 
 
 def write_results(

@@ -13,6 +13,8 @@ def _mapping(pairs: tuple[str, ...]) -> dict[str, str] | None:
         target, equals, source = pair.partition("=")
         if not equals or not target or not source:
             raise click.UsageError(f"--map {pair!r}: write instruction=question (our key = the file's key)")
+        if target in mapping:
+            raise click.UsageError(f"--map names {target!r} twice")
         mapping[target] = source
     return mapping or None
 
@@ -117,6 +119,9 @@ def export_command(
 
     if selection and dataset:
         raise click.UsageError("give --selection or --dataset, not both")
+    check_targets(
+        [output, *([f"{output}.manifest.json"] if selection else [])], not_onto=Store(db).files(), format_=format_
+    )
     store = Store(db).existing()
     if selection:
         chosen = resolve_selection(store, selection)
@@ -132,12 +137,44 @@ def export_command(
         note(f"{count:,} rows of {version.label} written to {plain(output)}")
 
 
+def check_targets(paths: list[str], *, not_onto: list[object], format_: str | None = None) -> None:
+    """Raise a usage error now for what could not be written later, or would replace what must stay.
+
+    `paths` are the files a command will write, the first in a data format; `not_onto` what it reads or lives in.
+    """
+    import os
+    from pathlib import Path
+
+    from batcher.exports import writable_format
+    from graders import AlpaSiftError
+
+    taken = {Path(str(path)).resolve(): str(path) for path in not_onto}
+    for path in paths:
+        target = Path(path).resolve()
+        if target in taken:
+            raise click.UsageError(f"{path} would replace {taken[target]}; name another file")
+        taken[target] = path
+        if target.is_dir():
+            raise click.UsageError(f"{path} is a folder; name a file")
+        if target.exists() and not target.is_file():
+            raise click.UsageError(f"{path} is no ordinary file; name one")
+        if not target.parent.is_dir():
+            raise click.UsageError(f"the folder {target.parent} does not exist; make it first")
+        if not os.access(target.parent, os.W_OK):
+            raise click.UsageError(f"the folder {target.parent} is read-only")
+        try:
+            if not path.endswith(".manifest.json"):
+                writable_format(Path(path), format_)
+        except AlpaSiftError as error:
+            raise click.UsageError(str(error)) from error
+
+
 def write_private(path: object, text: str) -> None:
     """Write a small file whole or not at all, readable by its owner only."""
     import os
     from pathlib import Path
 
-    target = Path(str(path))
+    target = Path(str(path)).resolve()
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

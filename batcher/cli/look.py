@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.printing import bar, forms, note, number, plain, print_json, print_rows, print_table
+from batcher.cli.printing import NUMBER, bar, forms, note, number, plain, print_json, print_rows, print_table
+
+if TYPE_CHECKING:
+    from batcher.store import Store
 
 
-def _labels(store: Any, dataset: str | None) -> str | None:
-    """The label of the dataset a person named, None for all."""
+def _named(store: Store, dataset: str | None, grader: str | None, rubric: str | None) -> dict[str, str | None]:
+    """The labels of what a person named, None for all. NAME is its newest version everywhere, NAME@1 the first."""
     from batcher.datasets import resolve
 
-    return resolve(store, dataset).label if dataset else None
+    known = store.query("labels")
+    return {
+        "dataset": None if dataset is None else resolve(store, dataset).label,
+        "grader": _label(known, "grader", grader),
+        "rubric": _label(known, "rubric", rubric),
+    }
+
+
+def _label(known: list[dict[str, Any]], kind: str, given: str | None) -> str | None:
+    if given is None:
+        return None
+    versions = [row for row in known if row["kind"] == kind]
+    found = [row for row in versions if given in (row["name"], f"{row['name']}@{row['version']}")]
+    if not found:
+        there = ", ".join(row["label"] for row in versions) or "none yet"
+        raise click.UsageError(f"no {kind} called {given!r} has graded here; there are: {there}")
+    return str(found[-1]["label"])
 
 
 @click.command("scores")
@@ -24,7 +44,7 @@ def _labels(store: Any, dataset: str | None) -> str | None:
 @click.option(
     "--by", type=click.Choice(["category", "length", "keyword"]), help="Kept share at the threshold, by group."
 )
-@click.option("--min-score", type=float, metavar="X", help="With --by: the threshold (the rubric's own if not given).")
+@click.option("--min-score", type=NUMBER, metavar="X", help="With --by: the threshold (the rubric's own if not given).")
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV.")
 @click.pass_obj
@@ -34,7 +54,7 @@ def scores_command(
     grader: str | None,
     rubric: str | None,
     by: str | None,
-    min_score: float | None,
+    min_score: Decimal | None,
     form: str | None,
 ) -> None:
     """The score distribution: counts, cumulative share, and what each threshold would keep.
@@ -44,17 +64,11 @@ def scores_command(
       alpasift scores
       alpasift scores --by category --min-score 4.5
     """
-    from decimal import Decimal
-
     from batcher.store import Store
 
     store = Store(db).existing()
-    chosen = {"dataset": _labels(store, dataset), "grader": grader, "rubric": rubric}
-    if by:
-        threshold = None if min_score is None else Decimal(str(min_score))
-        rows = store.query(f"scores_by_{by}", **chosen, threshold=threshold)
-    else:
-        rows = store.query("scores", **chosen)
+    chosen = _named(store, dataset, grader, rubric)
+    rows = store.query(f"scores_by_{by}", **chosen, threshold=min_score) if by else store.query("scores", **chosen)
     if form or by:
         print_rows(list(rows[0]) if rows else ["dataset", "grader", "rubric", "score", "reason", "rows", "cumulative_share"],
                    [list(row.values()) for row in rows], form or "table")  # fmt: skip
@@ -107,7 +121,7 @@ def print_histogram(dataset: str, grader: str, rubric: str, rows: list[dict[str,
 @click.option("--dataset", metavar="NAME", help="Only this dataset.")
 @click.option("--grader", metavar="NAME", help="Only this grader.")
 @click.option("--rubric", metavar="NAME", help="Only this rubric.")
-@click.option("--score", type=float, metavar="S", help="Only rows with this score.")
+@click.option("--score", type=NUMBER, metavar="S", help="Only rows with this score.")
 @click.option("--reason", metavar="R", help="Only rows with this reason, `cut_off` for instance.")
 @click.option("--limit", default=10, show_default=True, type=click.IntRange(1, 10_000), metavar="N")
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
@@ -117,7 +131,7 @@ def show_command(
     dataset: str | None,
     grader: str | None,
     rubric: str | None,
-    score: float | None,
+    score: Decimal | None,
     reason: str | None,
     limit: int,
     form: str | None,
@@ -129,14 +143,12 @@ def show_command(
       alpasift show --score 0 --limit 5
       alpasift show --reason cut_off
     """
-    from decimal import Decimal
-
     from batcher.store import Store
 
     store = Store(db).existing()
     rows = store.query(
-        "show_rows", dataset=_labels(store, dataset), grader=grader, rubric=rubric,
-        score=None if score is None else Decimal(str(score)), reason=reason, row_limit=limit,
+        "show_rows", **_named(store, dataset, grader, rubric),
+        score=score, reason=reason, row_limit=limit,
     )  # fmt: skip
     if form:
         print_json(rows)

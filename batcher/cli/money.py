@@ -55,5 +55,7 @@ def acknowledge_command(db: str, reason: str) -> None:
     from batcher.ledger import acknowledge
     from batcher.store import Store
 
+    if not reason.strip():
+        raise click.UsageError("--reason is empty; say what you found, it stays on the record")
     count = acknowledge(Store(db).existing(), reason)
     note(f"{count} alarm{'s' if count != 1 else ''} cleared" if count else "no alarm stands")

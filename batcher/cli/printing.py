@@ -5,20 +5,39 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from batcher.engine import Progress
+
+
+class DecimalType(click.ParamType[Decimal]):
+    """An exact number."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
+        try:
+            found = Decimal(str(value))
+        except InvalidOperation:
+            found = Decimal("NaN")
+        if not found.is_finite() or abs(found) > 100_000:
+            self.fail(f"{value!r} is no score or share", param, ctx)
+        return found
+
+
+NUMBER = DecimalType()
+
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -51,33 +70,44 @@ def number(value: Any) -> str:
 
 
 def as_json(value: Any, name: str = "") -> Any:
-    """A value as JSON holds it. Dollars are texts, so that no digit is lost; other decimals are numbers."""
+    """A value as JSON holds it. Dollars are texts, so that no digit is lost; other decimals are numbers.
+
+    What JSON has no form for (times, ids, blobs) is text; NaN and infinities are null.
+    """
     if isinstance(value, Mapping):
-        return {k: as_json(v, k) for k, v in value.items()}
+        return {str(k): as_json(v, str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(v, name) for v in value]
     if isinstance(value, Decimal):
         if name == "usd" or name.endswith("_usd"):
             return format(value, "f")
         return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, uuid.UUID | bytes):
-        return str(value)
-    return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, bytes | bytearray):
+        return value.hex()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(as_json(value), ensure_ascii=False, indent=2))
+    text = json.dumps(as_json(value), ensure_ascii=False, indent=2)
+    click.echo(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}" if match[0] != "\n" else "\n", text))
 
 
 def print_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """CSV for people: a text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    """CSV for people: a text that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    On a terminal control characters are replaced; a file or a pipe gets them as they are.
+    """
+    live = sys.stdout.isatty()
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_cell(as_json(v, c)) for c, v in zip(columns, row, strict=True)])
+        cells = [_cell(as_json(v, c)) for c, v in zip(columns, row, strict=True)]
+        writer.writerow([plain(c) if live and isinstance(c, str) else c for c in cells])
     click.echo(buffer.getvalue(), nl=False)
 
 

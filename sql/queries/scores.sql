@@ -8,8 +8,8 @@ with counts as (
     join grader_labels g using (grader_id)
     join rubric_labels b using (rubric_id)
     where ($dataset is null or d.label = $dataset)
-      and ($grader is null or g.label = $grader or g.name = $grader)
-      and ($rubric is null or b.label = $rubric or b.name = $rubric)
+      and ($grader is null or g.label = $grader)
+      and ($rubric is null or b.label = $rubric)
 )
 select
     dataset, grader, rubric, score, reason, rows,
