@@ -16,14 +16,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
 
-from batcher import ledger
+from batcher import ledger, spool
 from batcher.ledger import LedgerMeter, NoBudget, run_lock, show_usd
 from batcher.store import Connection, Store, StoreBusy, append, hash_id, named_query, new_id, rows, scalar, utc_now
 from graders import (
@@ -44,7 +46,25 @@ from graders.rubric import Rubric
 
 CHUNK_REPLIES = 200
 CHUNK_SECONDS = 1.0
-PAGE_ROWS = 2000
+PAGE_ROWS = 5000
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM until the block has ended: what is being written is written whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda found, frame: came.append(found)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 class Task(Protocol):
@@ -225,7 +245,8 @@ class Run:
         self.about: dict[str, str] = {}
         self.buffer: list[Reply] = []
         self.flushed = time.monotonic()
-        self.spool = store.path.with_name(store.path.name + ".spool")
+        self.spool = spool.spool_of(store.path)
+        self.meter: LedgerMeter | None = None
         self._exit = contextlib.ExitStack()
         self.alarmed = False
         rate = os.environ.get("ALPASIFT_USD_PER_HOUR")
@@ -235,6 +256,10 @@ class Run:
     # -- before -------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Run:
+        if isinstance(self.backend, Collects):
+            raise BackendUnavailable(
+                f"{self.backend.name} answers in batches that outlive a run, and runs cannot collect them yet"
+            )
         refusal = self.backend.refuses(self.task.rubric.name)
         if refusal:
             raise BackendUnavailable(refusal)
@@ -316,7 +341,7 @@ class Run:
                 if again:
                     self.progress.total += len(again)
                     self._ask(Questions(self.store, self.task, self.setup, self.version_id, again))
-            outcome = "done"
+            outcome, message = self._outcome()
         except BudgetExceeded as error:
             outcome, message = "partial", str(error)
         except KeyboardInterrupt:
@@ -333,12 +358,24 @@ class Run:
         finally:  # whatever happened: the answers in hand are kept
             self._end_run(outcome, message)
         left = self.matching - self.already - len(self.questions)
-        if outcome == "done" and left:
-            message = f"{left:,} rows are left; run again without --limit {self.limit}"
         return Summary(
             self.run_id, outcome, self.progress.total, self.progress.replied, self.progress.scored, self.already,
             self.progress.usd, time.monotonic() - self.started, left, message,
         )  # fmt: skip
+
+    def _outcome(self) -> tuple[str, str | None]:
+        """ "done", or "partial" when some of the rows of this run still have to be asked about."""
+        asked = set(self.questions.positions)
+        if asked:
+            still, _ = pending(self.store, self.task, self.backend, self.version_id)
+            without = sum(position in asked for position in still.positions)
+            if without:
+                return (
+                    "partial",
+                    f"{without:,} rows got no answer (`alpasift scores` tells why); run again to ask about them",
+                )
+        left = self.matching - self.already - len(asked)
+        return "done", f"{left:,} rows are left; run again without --limit {self.limit}" if left else None
 
     def _begin_run(self) -> None:
         facts = {"backend": dict(self.backend.facts), "limit": self.limit, "rows": len(self.questions)}
@@ -357,22 +394,16 @@ class Run:
             append(con, "runs", ("run_id", "command", "setup_id", "version_id", "pid", "facts", "started_at"), [row])
 
     def _end_run(self, outcome: str, message: str | None) -> None:
-        with contextlib.suppress(StoreBusy):  # the spool file holds what could not be written
+        with uninterrupted(), contextlib.suppress(StoreBusy):  # the spool file holds what could not be written
             self._flush()
             facts = {"replied": self.progress.replied, "scored": self.progress.scored, "message": message}
-            row = (
-                self.run_id,
-                outcome,
-                json.dumps(facts),
-                time.monotonic() - self.started,
-                self.usd_per_hour,
-                utc_now(),
-            )
+            seconds = time.monotonic() - self.started
+            row = (self.run_id, outcome, json.dumps(facts), seconds, self.usd_per_hour, utc_now())
+            mine = "select attempt_id from open_attempts where run_id = $run and not outlives"
             with self.store.transaction() as con:
-                for (attempt,) in rows(
-                    con, "select attempt_id from open_attempts where run_id = $r and not outlives", {"r": self.run_id}
-                ).rows:
-                    ledger.close_attempt(con, str(attempt), f"the run ended: {outcome}")
+                if not self.spool.exists():
+                    for (attempt,) in rows(con, mine, {"run": self.run_id}).rows:
+                        ledger.close_attempt(con, str(attempt), f"the run ended: {outcome}")
                 append(con, "run_ends", ("run_id", "outcome", "facts", "seconds", "usd_per_hour", "ended_at"), [row])
 
     def _ask(self, questions: Questions) -> None:
@@ -380,7 +411,7 @@ class Run:
         questions.about = self.about
         meter = LedgerMeter(
             self.store, run_id=self.run_id, backend=self.backend.name, grader_id=self.setup.grader_id,
-            outlives=isinstance(self.backend, Collects), run_budget=self.run_budget, flush=self._flush, asked=self._asked,
+            outlives=isinstance(self.backend, Collects), run_budget=self.run_budget, flush=self._flush, asked=self._asked, opened=self._opened,
         )  # fmt: skip
         self.meter = meter
         answers = self.backend.answer(questions, meter)
@@ -410,56 +441,73 @@ class Run:
         self.show(self.progress)
 
     def _asked(self, con: Connection, keys: Sequence[str]) -> None:
-        known = [(key, self.setup.setup_id, self.about.pop(key), 0) for key in keys if key in self.about]
+        """Write down, with the attempt that is being opened, which example each of its questions is about."""
+        known = [(key, self.setup.setup_id, self.about[key], 0) for key in keys]
         append(con, "questions", ("key", "setup_id", "example_id", "sample"), known, unique=True)
+
+    def _opened(self, keys: Sequence[str]) -> None:
+        for key in keys:  # only now that the attempt is committed: one that was refused may come again, smaller
+            del self.about[key]
 
     # -- writing ------------------------------------------------------------------------------------------------
 
     def _due(self) -> bool:
         waited = time.monotonic() - self.flushed
         if waited >= CHUNK_SECONDS:
-            return bool(self.buffer or self.meter.closing)
+            return bool(self.buffer or (self.meter is not None and self.meter.closing))
         return self.backend.paid and len(self.buffer) >= CHUNK_REPLIES
 
     def _flush(self) -> None:
         """Commit the replies in hand with their charges and readings, and close the attempts that ended."""
-        meter = getattr(self, "meter", None)
-        while self.buffer or (meter is not None and meter.closing) or self.spool.exists():
-            chunk = self.buffer[:CHUNK_REPLIES] if self.backend.paid else self.buffer[:]
-            last = len(chunk) == len(self.buffer)
-            closing = list(meter.closing) if meter is not None and last else []
-            try:
-                with self.store.transaction(wait=2.0) as con:
-                    if self.spool.exists():
-                        self._write(con, _read_spool(self.spool))
-                    self._write(con, chunk)
-                    for attempt in closing:
-                        ledger.close_attempt(con, attempt)
-                    spent = ledger.run_spent(con, self.run_id) if self.backend.paid else Decimal(0)
-                    alarms = ledger.open_alarms(con) if self.backend.paid else []
-            except StoreBusy:
-                if chunk:
-                    _add_to_spool(self.spool, chunk)
-                    del self.buffer[: len(chunk)]
-                self.flushed = time.monotonic()
-                return
-            self.spool.unlink(missing_ok=True)
-            del self.buffer[: len(chunk)]
-            if meter is not None:
-                del meter.closing[: len(closing)]
-            self.progress.usd, self.alarmed = spent, self.alarmed or bool(alarms)
-        self.flushed = time.monotonic()
+        with uninterrupted():
+            while self.buffer or (self.meter is not None and self.meter.closing) or self.spool.exists():
+                chunk = self.buffer[:CHUNK_REPLIES] if self.backend.paid else self.buffer[:]
+                try:
+                    self._commit(chunk)
+                except Exception as error:  # whatever it was, what is in hand may be paid for: keep it
+                    if chunk:
+                        spool.add(self.spool, chunk)
+                        del self.buffer[: len(chunk)]
+                    if not isinstance(error, StoreBusy):
+                        raise
+                    break
+            self.flushed = time.monotonic()
+
+    def _commit(self, chunk: list[Reply]) -> None:
+        """One transaction: what was spooled, these replies, and the closings if these are the last replies in hand."""
+        closing = list(self.meter.closing) if self.meter is not None and len(chunk) == len(self.buffer) else []
+        spent, alarms = Decimal(0), list[str]()
+        with self.store.transaction(wait=2.0) as con:
+            if self.spool.exists():
+                self._write(con, spool.read(self.spool))
+            self._write(con, chunk)
+            for attempt in closing:
+                ledger.close_attempt(con, attempt)
+            if self.backend.paid:
+                spent, alarms = ledger.run_spent(con, self.run_id), ledger.open_alarms(con)
+        self.spool.unlink(missing_ok=True)
+        del self.buffer[: len(chunk)]
+        if self.meter is not None:
+            del self.meter.closing[: len(closing)]
+        self.progress.usd, self.alarmed = spent, self.alarmed or bool(alarms)
 
     def _write(self, con: Connection, replies: Sequence[Reply]) -> None:
         fresh = ledger.ingest(con, replies)
-        self.progress.scored += write_readings(con, [(reply, self.task.read(reply)) for reply in fresh])
+        self.progress.scored += write_readings(con, [(reply, self._read(reply)) for reply in fresh])
+
+    def _read(self, reply: Reply) -> Reading:
+        """The task's reading of a reply; a reader that fails on a text must not keep its charge from being booked."""
+        try:
+            return self.task.read(reply)
+        except Exception as error:  # noqa: BLE001  see above
+            return Reading(None, "unreadable", f"the reader failed: {type(error).__name__}: {error}")
 
     def _ingest_spool(self) -> None:
         """Replies that an earlier run could not write because the database was held."""
         if self.spool.exists():
             try:
                 with self.store.transaction() as con:
-                    ledger.ingest(con, _read_spool(self.spool))
+                    ledger.ingest(con, spool.read(self.spool))
             except ledger.UnknownAttempt as error:
                 raise ledger.UnknownAttempt(
                     f"{self.spool} holds replies that were waiting for another copy of {self.store.path} ({error}); "
@@ -477,30 +525,25 @@ class Run:
                 for a, k, r, outcome, body, finish, error in found
             ]
             for start in range(0, len(again), 5000):
-                write_readings(con, [(reply, self.task.read(reply)) for reply in again[start : start + 5000]])
+                write_readings(con, [(reply, self._read(reply)) for reply in again[start : start + 5000]])
 
 
 def write_readings(con: Connection, pairs: Sequence[tuple[Reply, Reading]]) -> int:
     """Write how replies were read. Returns how many have a score."""
     now = utc_now()
-    table = [(r.attempt, r.key, r.request_id, READER, x.score, x.reason, x.explanation, now) for r, x in pairs]
+    table = [
+        (
+            r.attempt,
+            r.key,
+            ledger.stored_text(r.request_id),
+            READER,
+            x.score,
+            x.reason,
+            ledger.stored_text(x.explanation),
+            now,
+        )
+        for r, x in pairs
+    ]
     columns = ("attempt_id", "key", "request_id", "reader", "score", "reason", "explanation", "recorded_at")
     append(con, "readings", columns, table, unique=True)
     return sum(reading.score is not None for _, reading in pairs)
-
-
-def _read_spool(path: Any) -> list[Reply]:
-    replies = []
-    for line in path.read_text("utf-8").splitlines():
-        with contextlib.suppress(ValueError, TypeError):  # a line cut by a crash was never acknowledged
-            replies.append(Reply(**json.loads(line)))
-    return replies
-
-
-def _add_to_spool(path: Any, replies: Sequence[Reply]) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(handle, "".join(json.dumps(asdict(r)) + "\n" for r in replies).encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)

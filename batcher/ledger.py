@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
@@ -92,19 +93,29 @@ def run_lock(database: Path) -> Iterator[None]:
     path = database.with_name(database.name + ".lock")
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+        if not _locked(handle):
+            holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise AnotherRun(
                 f"process {holder} is already grading into {database}; wait for it (alpasift status), or stop it with `kill {holder}`"
-            ) from None
+            )
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         with contextlib.suppress(OSError):
             os.close(handle)
+
+
+def _locked(handle: int, tries: int = 5) -> bool:
+    """Take the lock; a few tries, since somebody who only looks (`alpasift status`) holds it for a moment."""
+    for _ in range(tries):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.03)
+        else:
+            return True
+    return False
 
 
 def holder_of_run_lock(database: Path) -> int | None:
@@ -202,21 +213,9 @@ class _Book:
         note: str | None = None,
     ) -> None:
         if reserved or spent or unresolved:
-            self.entries.append(
-                (
-                    new_id(),
-                    kind,
-                    self.run_id,
-                    self.attempt_id,
-                    key,
-                    request_id,
-                    reserved,
-                    spent,
-                    unresolved,
-                    note,
-                    self.now,
-                )
-            )
+            where = (self.run_id, self.attempt_id, key, stored_text(request_id))
+            amounts = (reserved, spent, unresolved)
+            self.entries.append((new_id(), kind, *where, *amounts, stored_text(note), self.now))
 
     def write(self, con: Connection) -> None:
         append(con, "ledger", _ENTRY, self.entries)
@@ -297,11 +296,11 @@ def ingest(con: Connection, replies: Sequence[Reply]) -> list[Reply]:
 
 
 def _unknown_replies(con: Connection, replies: Sequence[Reply]) -> list[Reply]:
-    attempts = sorted({r.attempt for r in replies})
     known: set[tuple[str, str, str]] = set()
-    for attempt in attempts:
-        text = "select key, request_id from replies where attempt_id = $attempt"
-        known |= {(attempt, str(k), r) for k, r in rows(con, text, {"attempt": attempt}).rows}
+    for attempt in sorted({r.attempt for r in replies}):
+        parameters = {"attempt": attempt, "keys": sorted({r.key for r in replies if r.attempt == attempt})}
+        text = "select key, request_id from replies where attempt_id = $attempt and key in (select unnest($keys)::uuid)"
+        known |= {(attempt, str(k), r) for k, r in rows(con, text, parameters).rows}
     fresh = []
     for reply in replies:
         identity = (reply.attempt, reply.key, reply.request_id)
@@ -311,13 +310,16 @@ def _unknown_replies(con: Connection, replies: Sequence[Reply]) -> list[Reply]:
     return fresh
 
 
+def stored_text(text: str | None) -> str | None:
+    """Text as the database can hold it: a lone surrogate, which is no Unicode, is written out as \\udc80."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
 def _reply_row(reply: Reply, now: Any) -> tuple[Any, ...]:
-    return (
-        reply.attempt, reply.key, reply.request_id, reply.outcome, reply.text, reply.finish_reason, reply.model,
-        None if reply.usage is None else json.dumps(dict(reply.usage)),
-        None if reply.logprobs is None else json.dumps(dict(reply.logprobs)),
-        reply.error, reply.raw, now,
-    )  # fmt: skip
+    usage = None if reply.usage is None else json.dumps(dict(reply.usage))
+    logprobs = None if reply.logprobs is None else json.dumps(dict(reply.logprobs))
+    texts = (reply.text, reply.finish_reason, reply.model, usage, logprobs, reply.error, reply.raw)
+    return (reply.attempt, reply.key, stored_text(reply.request_id), reply.outcome, *map(stored_text, texts), now)
 
 
 def _charge(con: Connection, attempt_id: str, replies: Sequence[Reply]) -> None:
@@ -328,7 +330,7 @@ def _charge(con: Connection, attempt_id: str, replies: Sequence[Reply]) -> None:
     if frozen is None and total == 0:
         return
     price = thaw(json.loads(frozen)) if frozen is not None else None
-    held, unresolved, ceilings = _lines(con, attempt_id)
+    held, unresolved, ceilings = _lines(con, attempt_id, [reply.key for reply in replies])
     book = _Book(str(run_id), attempt_id)
     for reply in replies:
         key = reply.key
@@ -346,12 +348,12 @@ def _charge(con: Connection, attempt_id: str, replies: Sequence[Reply]) -> None:
                 note = str(error)
         if usd is None:
             book.move("unresolved", key, reserved=-hold, unresolved=hold, note=note, **where)
-            if owed:
-                unresolved[key] = owed  # it was unresolved before and still is
+            if hold or owed:
+                unresolved[key] = hold + owed  # for what may still come in this chunk
             continue
         book.move("charge", key, reserved=-hold, unresolved=-owed, spent=usd, note=note, **where)
         ceiling = ceilings.get(key)
-        if ceiling is None or (not hold and not owed and usd):
+        if usd and (ceiling is None or not (hold or owed)):
             alarm(
                 con,
                 "unasked_work",
@@ -359,7 +361,7 @@ def _charge(con: Connection, attempt_id: str, replies: Sequence[Reply]) -> None:
                 attempt_id,
                 usd,
             )
-        elif usd > ceiling:
+        elif ceiling is not None and usd > ceiling:
             alarm(
                 con,
                 "ceiling_broken",
@@ -370,13 +372,16 @@ def _charge(con: Connection, attempt_id: str, replies: Sequence[Reply]) -> None:
     book.write(con)
 
 
-def _lines(con: Connection, attempt_id: str) -> tuple[dict[str, Decimal], dict[str, Decimal], dict[str, Decimal]]:
-    """What each line of an attempt still holds, what of it is unresolved, and its ceiling."""
-    found = rows(
-        con,
-        "select key, held_usd, unresolved_usd, ceiling_usd from line_money where attempt_id = $a",
-        {"a": attempt_id},
-    ).rows
+def _lines(
+    con: Connection, attempt_id: str, keys: Sequence[str] | None = None
+) -> tuple[dict[str, Decimal], dict[str, Decimal], dict[str, Decimal]]:
+    """What lines of an attempt (all of them, or those with these keys) still hold, what is unresolved, their ceilings."""
+    text = "select key, held_usd, unresolved_usd, ceiling_usd from line_money where attempt_id = $attempt"
+    parameters: dict[str, Any] = {"attempt": attempt_id}
+    if keys is not None:
+        text += " and key in (select unnest($keys)::uuid)"
+        parameters["keys"] = sorted(set(keys))
+    found = rows(con, text, parameters).rows
     held = {str(k): h for k, h, _, _ in found if h}
     unresolved = {str(k): u for k, _, u, _ in found if u}
     return held, unresolved, {str(k): c for k, _, _, c in found}
@@ -399,8 +404,9 @@ def close_attempt(con: Connection, attempt_id: str, why: str = "closed") -> None
 
 
 def step(con: Connection, attempt_id: str, state: str, facts: Mapping[str, Any] | None = None) -> None:
-    columns = ("attempt_id", "state", "facts", "recorded_at")
-    append(con, "attempt_steps", columns, [(attempt_id, state, json.dumps(dict(facts or {})), utc_now())])
+    number = scalar(con, "select count(*) + 1 from attempt_steps where attempt_id = $a", {"a": attempt_id})
+    columns = ("attempt_id", "step", "state", "facts", "recorded_at")
+    append(con, "attempt_steps", columns, [(attempt_id, number, state, json.dumps(dict(facts or {})), utc_now())])
 
 
 def close_the_dead(con: Connection, why: str = "the process ended before the answer came") -> int:
@@ -438,9 +444,10 @@ class LedgerMeter:
         run_budget: Decimal | None,
         flush: Callable[[], None],
         asked: Callable[[Connection, Sequence[str]], None],
+        opened: Callable[[Sequence[str]], None],
     ) -> None:
         self.store, self.run_id, self.backend, self.grader_id = store, run_id, backend, grader_id
-        self.outlives, self.run_budget, self.flush, self.asked = outlives, run_budget, flush, asked
+        self.outlives, self.run_budget, self.flush, self.asked, self.opened = outlives, run_budget, flush, asked, opened
         self.closing: list[str] = []
 
     def open(
@@ -454,10 +461,12 @@ class LedgerMeter:
         self.flush()
         with self.store.transaction() as con:
             self.asked(con, keys)
-            return reserve(
+            attempt = reserve(
                 con, run_id=self.run_id, backend=self.backend, grader_id=self.grader_id, keys=keys, ceilings=ceilings,
                 price=price, facts={**(facts or {}), "outlives": self.outlives}, run_budget=self.run_budget,
             )  # fmt: skip
+        self.opened(keys)
+        return attempt
 
     def note(self, attempt: str, state: str, facts: Mapping[str, Any] | None = None) -> None:
         self.flush()

@@ -16,15 +16,15 @@ import os
 import random
 import re
 import shutil
-import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -32,6 +32,7 @@ import pyarrow as pa
 from graders import AlpaSiftError
 
 Connection = duckdb.DuckDBPyConnection
+_T = TypeVar("_T")
 
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": False,
@@ -180,7 +181,12 @@ class Store:
             finally:
                 con.close()
             with contextlib.suppress(FileExistsError):  # another process was first: theirs is as good
-                os.link(draft, self.path)
+                try:
+                    os.link(draft, self.path)
+                except (PermissionError, OSError) as error:
+                    if isinstance(error, FileExistsError) or self.path.exists():
+                        raise FileExistsError from error
+                    draft.rename(self.path)  # a file system without links
         except duckdb.Error as error:
             raise _explain(error, self.path) from error
         finally:
@@ -203,6 +209,10 @@ class Store:
         con = _open(self.path, read_only, wait, {**_CONFIG, **(config or {})})
         try:
             yield con
+        except (RuntimeError, duckdb.Error) as error:
+            if "nterrupt" in str(error) and not isinstance(error, AlpaSiftError):  # Ctrl-C while DuckDB was at work
+                raise KeyboardInterrupt from error
+            raise
         finally:
             con.close()
 
@@ -289,7 +299,8 @@ def append(
             f"insert into {table} ({columns_sql}) select {select} from staged_rows{conflict}"
         ).fetchone()
     finally:
-        con.unregister("staged_rows")
+        with contextlib.suppress(duckdb.Error):  # an interrupted transaction refuses this too
+            con.unregister("staged_rows")
     return int(added[0]) if added else 0
 
 
@@ -396,7 +407,7 @@ def _applied(con: Connection, path: Path) -> list[str]:
 def _is_current(con: Connection, path: Path) -> bool:
     if len(_applied(con, path)) < len(sql_texts("migrations")):
         return False
-    return bool(scalar(con, "select views_hash from views_state order by recorded_at desc limit 1") == _views_hash())
+    return bool(scalar(con, "select arg_max(views_hash, rowid) from views_state") == _views_hash())
 
 
 def _migrate(con: Connection, path: Path) -> None:
@@ -423,7 +434,7 @@ def _migrate(con: Connection, path: Path) -> None:
             "insert into meta values ('ledger', $id), ('created_at', $now)", {"id": new_id(), "now": str(utc_now())}
         )
         con.execute("commit")
-    if scalar(con, "select views_hash from views_state order by recorded_at desc limit 1") != _views_hash():
+    if scalar(con, "select arg_max(views_hash, rowid) from views_state") != _views_hash():
         con.execute("begin")
         for view in sql_texts("views"):
             con.execute(view.text)
@@ -444,29 +455,33 @@ def _limited(con: Connection, text: str, parameters: Mapping[str, Any], max_rows
         raise QueryError(_first_line(str(error))) from error
     if len(statements) != 1:
         raise QueryError(f"give one statement; this holds {len(statements)}")
-    stopped = threading.Event()
-
-    def stop() -> None:
-        stopped.set()
-        con.interrupt()
-
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        cursor = con.execute(statements[0], dict(parameters)) if parameters else con.execute(statements[0])
-        found = cursor.fetchmany(max_rows + 1)
-        columns = tuple(d[0] for d in cursor.description or ())
-    except duckdb.Error as error:
-        if stopped.is_set():
-            raise QueryError(f"the query was stopped after {seconds:g} s; narrow it, or raise --seconds") from error
-        if isinstance(error, duckdb.InterruptException):
-            raise KeyboardInterrupt from error
-        raise QueryError(str(error).strip()) from error
-    except RuntimeError as error:  # what DuckDB raises for its own interrupt, and for Ctrl-C
-        if not stopped.is_set():
-            raise KeyboardInterrupt from error
-        raise QueryError(f"the query was stopped after {seconds:g} s; narrow it, or raise --seconds") from error
-    finally:
-        timer.cancel()
+    found, columns = _in_time(con, lambda: _fetch(con, statements[0], parameters, max_rows + 1), seconds)
     return Rows(columns, found[:max_rows], cut=len(found) > max_rows)
+
+
+def _fetch(
+    con: Connection, statement: Any, parameters: Mapping[str, Any], count: int
+) -> tuple[list[Any], tuple[str, ...]]:
+    cursor = con.execute(statement, dict(parameters)) if parameters else con.execute(statement)
+    found = cursor.fetchmany(count)
+    return found, tuple(d[0] for d in cursor.description or ())
+
+
+def _in_time(con: Connection, work: Callable[[], _T], seconds: float) -> _T:
+    """Do the work in a thread and interrupt it after so many seconds, or at Ctrl-C, which DuckDB itself may not notice."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        task, deadline = pool.submit(work), time.monotonic() + seconds
+        try:
+            while not task.done() and time.monotonic() < deadline:
+                wait([task], timeout=0.1)
+        finally:
+            late = not task.done()
+            while not task.done():  # again and again: an interrupt before the query has begun is lost
+                con.interrupt()
+                wait([task], timeout=0.1)
+    if late:
+        raise QueryError(f"the query was stopped after {seconds:g} s; narrow it, or raise --seconds")
+    try:
+        return task.result()
+    except duckdb.Error as error:
+        raise QueryError(str(error).strip()) from error

@@ -98,7 +98,6 @@ class LlamaCpp:
             "template": hashlib.sha256(self._model.template.encode()).hexdigest() if self._model.template else "plain",
         }
         self.facts: Mapping[str, str] = {
-            "file": str(path),
             "llama-cpp-python": version("llama-cpp-python"),
             "threads": str(self._model.threads),
         }

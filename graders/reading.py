@@ -135,7 +135,10 @@ def _score_line(line: str, rubric: Rubric, labelled: bool = False) -> tuple[str 
 def _on_scale(number: str, explanation: str | None, rubric: Rubric) -> Reading:
     if _NONFINITE.fullmatch(number):
         return Reading(None, "out_of_range", explanation)
-    score = Decimal(number.replace(",", "."))
+    score = Decimal(number.replace(",", ".")) if len(number) <= 12 else Decimal("NaN")
+    if not score.is_finite() or score != round(score, 3):  # no rubric has so fine a step
+        return Reading(None, "out_of_range", explanation)
+    score = round(score, 3)
     if not rubric.low <= score <= rubric.high or (score - rubric.low) % rubric.step != 0:
         said = (
             f"answered {spell(score)}; the scale is {spell(rubric.low)} to {spell(rubric.high)} by {spell(rubric.step)}"

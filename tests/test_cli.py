@@ -14,9 +14,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from conftest import EXAMPLES, ROOT, Ran, cli_environment, some_rows, write_rows
 
 from batcher.cli import COMMANDS
-from conftest import EXAMPLES, ROOT, Ran, cli_environment, some_rows, write_rows
 
 Call = Callable[..., Ran]
 PAID = 'usd_per_million_input = "0.15"\nusd_per_million_output = "0.60"\n'
@@ -186,7 +186,7 @@ def test_a_paid_run_shows_its_price_and_asks_and_without_a_terminal_needs_yes(al
     assert "will be asked about 5 rows: $0.00" in ran.err
     assert "add --yes" in ran.err
     assert alpasift("ledger", "--json").json["spent_usd"] == "0.000000000000000"
-    done = alpasift("grade", "--grader", "fake:p.toml", "--yes")
+    done = alpasift("grade", "--grader", "fake:p.toml", "--yes", "--budget", "5")
     assert done.code == 0, done.err
     money = alpasift("ledger", "--json").json
     assert {k: type(v) for k, v in money.items() if k.endswith("_usd")} == dict.fromkeys(
@@ -223,7 +223,7 @@ def test_a_budget_too_small_stops_with_code_four_and_says_what_fits(alpasift: Ca
     ran = alpasift("grade", "--grader", "fake:p.toml", "--budget", "0.005", "--yes")
     one_clear_line(ran, 4, "--limit", "grades what fits")
     fits = ran.err.split("--limit ")[1].split()[0]
-    assert alpasift("grade", "--grader", "fake:p.toml", "--yes", "--limit", fits).code in (0, 4)
+    assert alpasift("grade", "--grader", "fake:p.toml", "--yes", "--limit", fits, "--budget", "0.005").code in (0, 4)
     money = alpasift("ledger", "--json").json
     assert 0 < Decimal(money["spent_usd"]) <= Decimal("0.005")
 
@@ -500,8 +500,9 @@ def test_an_interrupted_query_is_interrupted_and_not_a_fault(alpasift: Call, tmp
     for number in (signal.SIGINT, signal.SIGTERM):
         command = [sys.executable, "-m", "batcher.cli", "sql", text]
         with subprocess.Popen(
-            command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=cli_environment()
-        ) as process:
+            command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=cli_environment(),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # our own parent may ignore it
+        ) as process:  # fmt: skip
             time.sleep(2.5)
             process.send_signal(number)
             _, err = process.communicate(timeout=20)
@@ -560,9 +561,11 @@ def test_odd_surroundings_are_no_faults(alpasift: Call, tmp_path: Path) -> None:
     )
     assert (done.returncode, b"fault" in done.stderr) == (0, False), done.stderr
     os.mkfifo(tmp_path / "f.gguf")
-    one_clear_line(alpasift("grade", "--grader", "llama_cpp:f.gguf"), 1, "f.gguf")
+    one_clear_line(alpasift("grade", "--grader", "llama_cpp:f.gguf", "--dataset", "instructions"), 1, "f.gguf")
     os.mkfifo(tmp_path / "f.duckdb")
     one_clear_line(alpasift("--db", "f.duckdb", "status"), 1, "no ordinary file")
     one_clear_line(
-        alpasift("grade", "--grader", "fake", env={"ALPASIFT_USD_PER_HOUR": "abc"}), 1, "'abc' is no amount of dollars"
+        alpasift("grade", "--grader", "fake", "--dataset", "instructions", env={"ALPASIFT_USD_PER_HOUR": "abc"}),
+        1,
+        "'abc' is no amount of dollars",
     )

@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 
+from conftest import ROOT, cli_environment
+
 from batcher.cli import COMMANDS
 from batcher.store import sql_texts
-from conftest import ROOT, cli_environment
 from graders import backend_names
 from graders.rubric import load_rubric, parse_rubric, rubric_names
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import some_rows, write_rows
 
 from batcher import ledger
 from batcher.datasets import import_file
@@ -18,7 +19,6 @@ from batcher.engine import Run, Summary, pending
 from batcher.ledger import LedgerAlarm, NoBudget
 from batcher.store import Store, StoreBusy
 from batcher.tasks.grade import Grade
-from conftest import some_rows, write_rows
 from graders import (
     Backend,
     BackendError,
@@ -30,6 +30,7 @@ from graders import (
     Request,
     open_backend,
 )
+from graders.prices import per_million
 from graders.rubric import load_rubric
 
 PAID = 'usd_per_million_input = "0.15"\nusd_per_million_output = "0.60"\n'
@@ -224,7 +225,9 @@ def test_a_run_that_should_cost_more_than_is_free_sends_nothing_and_says_what_fi
         fits = int(Decimal("0.0002") / (estimate.usd / 20))
         with pytest.raises(BudgetExceeded, match=f"nothing was sent. --limit {fits} grades what fits"):
             run.check_affordable(estimate)
-    with Run(store, Grade(load_rubric("accuracy")), script(tmp_path, PAID), version, limit=fits) as run:
+    with Run(
+        store, Grade(load_rubric("accuracy")), script(tmp_path, PAID), version, limit=fits, budget=Decimal("0.0002")
+    ) as run:
         run.check_affordable(run.estimate())
 
 
@@ -275,7 +278,7 @@ def test_hostile_usage_is_unresolved_and_its_score_is_kept(store: Store, tmp_pat
 def test_two_runs_at_once_are_refused_by_name(store: Store, tmp_path: Path) -> None:
     version = dataset(store, tmp_path, 2)
     with Run(store, Grade(load_rubric("accuracy")), open_backend("fake"), version):
-        with pytest.raises(ledger.AnotherRun, match="process .* is already grading"):
+        with pytest.raises(ledger.AnotherRun, match=r"process .* is already grading"):
             grade(store, version, open_backend("fake"))
 
 
@@ -354,6 +357,167 @@ def test_stored_replies_are_read_again_by_a_better_parser_and_nobody_is_asked(st
     again = Recording(open_backend("fake"))
     assert grade(store, version, again).asked == 0
     assert column(store, "select count(*) from graded where score is not null") == [3]
+
+
+class Shrinking(Recording):
+    """A paid backend that opens one large attempt and, when that does not fit, small ones: as batch files are cut."""
+
+    def answer(self, requests: Iterable[Request], meter: Meter) -> Iterator[list[Reply]]:
+        block, usage = list(requests), {"prompt_tokens": 1, "completion_tokens": 1}
+        try:
+            meter.open([r.key for r in block], Decimal("0.01"), PRICE)
+        except BudgetExceeded:
+            for request in block:
+                attempt = meter.open([request.key], Decimal("0.01"), PRICE)
+                yield [Reply(attempt, request.key, "1", "answered", "4", usage=usage)]
+                meter.close(attempt)
+
+
+PRICE = per_million("0.15", "0.60").frozen()
+
+
+def test_an_attempt_that_did_not_fit_comes_again_smaller_and_its_answers_are_about_the_right_rows(
+    store: Store, tmp_path: Path
+) -> None:
+    version = dataset(store, tmp_path, 4)
+    summary = grade(store, version, Shrinking(script(tmp_path, PAID)), budget=Decimal("0.015"))
+    assert (summary.outcome, summary.scored) == ("done", 4)
+    assert column(store, "select count(*) from graded_rows where score = 4") == [4]
+
+
+def test_more_replies_than_a_chunk_are_all_written_before_their_attempt_is_closed(store: Store, tmp_path: Path) -> None:
+    version = dataset(store, tmp_path, 650)
+    summary = grade(store, version, script(tmp_path, PAID + "lines_per_attempt = 650\n"), budget=Decimal(1))
+    assert (summary.scored, store.query("ledger")[0]["unresolved_usd"]) == (650, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["4." + "0" * 40, "4.00000000000000000000000000001", "4\ud83d", "4\x00", "9" * 400, "\udcff"]
+)
+def test_no_text_of_a_reply_keeps_its_money_or_its_neighbours_from_being_booked(
+    store: Store, tmp_path: Path, text: str
+) -> None:
+    version = dataset(store, tmp_path, 5)
+
+    class Hostile(Recording):
+        def answer(self, requests: Iterable[Request], meter: Meter) -> Iterator[list[Reply]]:
+            from dataclasses import replace
+
+            for replies in self.inner.answer(requests, meter):
+                yield [replace(reply, text=text, error=text, model=text, raw=text) for reply in replies]
+
+    summary = grade(store, version, Hostile(script(tmp_path, PAID)), budget=Decimal(1))
+    assert summary.outcome == "done"
+    assert column(store, "select count(distinct key) from ledger where kind = 'charge'") == [5]
+    assert store.query("ledger")[0]["unresolved_usd"] == 0
+
+
+def test_rows_that_differ_only_in_what_the_rubric_does_not_show_are_questions_of_their_own(
+    store: Store, tmp_path: Path
+) -> None:
+    from graders.rubric import parse_rubric
+
+    text = 'name = "o"\nlow = 0\nhigh = 1\nstep = 1\nthreshold = 1\nsystem = "s"\nquestion = "q"\nrow = "{{mark}} {{instruction}} {{output}}"\n'
+    rows = [{"instruction": "a", "input": str(i), "output": "b"} for i in range(300)]
+    version = dataset(store, tmp_path, rows)
+    with Run(store, Grade(parse_rubric(text, "o")), open_backend("fake"), version) as run:
+        assert run.go().scored == 300
+    assert column(store, "select count(*) from graded where score is not null") == [300]
+
+
+def test_a_run_whose_questions_stay_unanswered_is_not_done(store: Store, tmp_path: Path) -> None:
+    version = dataset(store, tmp_path, 4)
+    text = '[[reply]]\nmatch = "number 1 "\noutcome = "rejected_free"\nerror = "backend_error: 500"\n'
+    summary = grade(store, version, script(tmp_path, text))
+    assert (summary.outcome, summary.message) == (
+        "partial",
+        "1 rows got no answer (`alpasift scores` tells why); run again to ask about them",
+    )
+
+
+def test_what_may_have_been_executed_unseen_is_asked_again_once_and_then_given_up(store: Store, tmp_path: Path) -> None:
+    version = dataset(store, tmp_path, 2)
+    text = PAID + '[[reply]]\nmatch = "number 1 "\noutcome = "unknown"\n'
+    for asked in (2, 1, 0, 0):
+        assert grade(store, version, script(tmp_path, text), budget=Decimal(1)).asked == asked
+    ceiling = store.locked_query("select max(ceiling_usd) from attempt_lines").rows[0][0]
+    assert store.query("ledger")[0]["unresolved_usd"] == 2 * ceiling
+
+
+def test_a_refusal_is_not_asked_again(store: Store, tmp_path: Path) -> None:
+    version = dataset(store, tmp_path, 2)
+    text = '[[reply]]\nmatch = "number 1 "\ntext = "I am sorry, but I cannot rate this."\n'
+    assert grade(store, version, script(tmp_path, text)).asked == 2
+    assert grade(store, version, script(tmp_path, text)).asked == 0
+
+
+def test_a_score_that_was_read_stays_when_a_later_answer_cannot_be_read_and_both_are_paid(
+    store: Store, tmp_path: Path
+) -> None:
+    version = dataset(store, tmp_path, 1)
+    grade(store, version, script(tmp_path, PAID + '[[reply]]\ntext = "3"\ntimes = 1\n'), budget=Decimal(1))
+    key = str(column(store, "select key from questions")[0])
+    with store.transaction() as con:
+        attempt = ledger.reserve(
+            con, run_id=str(con.execute("select run_id from runs").fetchall()[0][0]), backend="x",
+            grader_id=str(con.execute("select grader_id from graders").fetchall()[0][0]), keys=[key], ceilings=[Decimal(1) / 10],
+            price=PRICE, facts={}, run_budget=None,
+        )  # fmt: skip
+        late = Reply(attempt, key, "2", "answered", "perhaps", usage={"prompt_tokens": 1000, "completion_tokens": 0})
+        ledger.ingest(con, [late])
+    score, usd, replies = store.locked_query("select score, usd, replies from graded").rows[0]
+    assert (score, replies) == (3, 2)
+    assert usd == store.query("ledger")[0]["spent_usd"] > Decimal("0.00015")
+
+
+def test_a_run_budget_counts_when_a_run_is_refused_beforehand(store: Store, tmp_path: Path) -> None:
+    version = dataset(store, tmp_path)
+    with Run(
+        store,
+        Grade(load_rubric("accuracy")),
+        script(tmp_path, PAID),
+        version,
+        budget=Decimal(1),
+        run_budget=Decimal("0.0001"),
+    ) as run:
+        with pytest.raises(BudgetExceeded, match=r"\$0.0001 is free"):
+            run.check_affordable(run.estimate())
+
+
+def test_steps_of_paid_calls_are_on_record(store: Store, tmp_path: Path) -> None:
+    grade(store, dataset(store, tmp_path, 2), script(tmp_path, PAID), budget=Decimal(1))
+    assert column(store, "select state from attempt_steps order by attempt_id, step") == ["sent", "closed"] * 2
+
+
+def test_two_interrupts_in_a_row_still_end_a_run_cleanly(store: Store, tmp_path: Path) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    from conftest import cli_environment
+
+    dataset(store, tmp_path, 300)
+    (tmp_path / "p.toml").write_text(PAID + "delay_seconds = 0.01\nlines_per_attempt = 7\n")
+    arguments = ["--db", str(store.path), "grade", "--grader", f"fake:{tmp_path}/p.toml", "--budget", "1", "--yes"]
+    for wait in (1.6, 1.9, 2.3):
+        with subprocess.Popen(
+            [sys.executable, "-m", "batcher.cli", *arguments],
+            cwd=tmp_path,
+            env=cli_environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            time.sleep(wait)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGTERM)
+            _, err = process.communicate(timeout=30)
+        assert "Traceback" not in err
+        assert "fault in alpasift" not in err
+    assert column(store, "select count(*) from open_attempts") == [0]
+    assert column(store, "select count(*) from runs") == column(store, "select count(*) from run_ends")
 
 
 def test_a_query_is_answered_while_a_run_is_writing(store: Store, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, cli_environment, run_cli, some_rows, write_rows
 
 from batcher.datasets import import_file
 from batcher.store import Store
-from conftest import ROOT, cli_environment, run_cli, some_rows, write_rows
 
 ROWS = 60
 FAKE_KILLS = 20

@@ -10,13 +10,13 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from conftest import cli_environment
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from batcher import ledger
 from batcher.store import Store, hash_id, new_id
-from conftest import cli_environment
 from graders import AlpaSiftError, BudgetExceeded, Reply
 from graders.prices import UsageError, ceiling, charge, per_million
 
@@ -259,10 +259,82 @@ def test_the_second_process_at_a_ledger_is_told_who_holds_it(store: Store) -> No
         pass
 
 
+def test_a_reservation_is_rounded_up_and_a_charge_is_not(store: Store) -> None:
+    budget(store, "1")
+    reserve(store, [key(1)], Decimal("0.1000000000000001"))
+    assert balance(store).reserved == Decimal("0.100000000000001")
+
+
+def test_an_answer_after_an_unknown_in_the_same_chunk_settles_it(store: Store) -> None:
+    budget(store, "1")
+    attempt = reserve(store, [key(1)], Decimal("0.1"))
+    ingest(store, Reply(attempt, key(1), "a", "unknown"), answered(attempt, key(1), 0, 1, "b"))
+    now = balance(store)
+    assert (now.spent, now.reserved, now.unresolved) == (Decimal("1e-8"), 0, 0)
+    with store.reader() as con:
+        assert ledger.open_alarms(con) == []
+
+
+def test_an_answer_that_costs_nothing_at_a_price_of_nothing_is_no_alarm(store: Store) -> None:
+    budget(store, "1")
+    free = per_million("0", "0").frozen()
+    with store.transaction() as con:
+        attempt = ledger.reserve(
+            con, run_id=RUN, backend="test", grader_id=GRADER, keys=[key(1)], ceilings=[Decimal(0)], price=free, facts={}, run_budget=None
+        )  # fmt: skip
+    ingest(store, answered(attempt, key(1), 500, 5))
+    with store.reader() as con:
+        assert ledger.open_alarms(con) == []
+
+
+def test_work_that_outlives_a_process_is_not_closed_with_the_dead(store: Store) -> None:
+    budget(store, "1")
+    with store.transaction() as con:
+        ledger.reserve(
+            con, run_id=RUN, backend="test", grader_id=GRADER, keys=[key(1)], ceilings=[Decimal("0.1")], price=PRICE.frozen(),
+            facts={"outlives": True}, run_budget=None,
+        )  # fmt: skip
+        assert ledger.close_the_dead(con) == 0
+    assert balance(store).reserved == Decimal("0.1")
+
+
+def test_the_steps_of_an_attempt_are_in_order_whatever_the_clock_says(store: Store) -> None:
+    attempt = reserve(store, [key(1)], Decimal(0))
+    with store.transaction() as con:
+        ledger.step(con, attempt, "uploaded", {"file": "f-1"})
+        ledger.step(con, attempt, "created")
+        con.execute("update attempt_steps set recorded_at = recorded_at - interval 1 day where state = 'created'")
+    assert store.query("open_attempts")[0]["state"] == "created"
+
+
+def test_text_that_is_no_unicode_is_kept_written_out(store: Store) -> None:
+    budget(store, "1")
+    attempt = reserve(store, [key(1)], Decimal("0.1"))
+    ingest(
+        store,
+        Reply(
+            attempt,
+            key(1),
+            "r",
+            "answered",
+            "4\ud83d",
+            usage={"prompt_tokens": 1, "completion_tokens": 1},
+            raw="\udcff",
+        ),
+    )
+    assert store.locked_query("select text, raw from replies").rows == [("4\\ud83d", "\\udcff")]
+    assert balance(store).spent > 0
+
+
 # -- any order of events ----------------------------------------------------------------------------------------
 
 cents = st.integers(0, 400).map(lambda n: Decimal(n) / 1000)
 tokens = st.integers(0, 10**7)
+
+
+one_reply = st.tuples(
+    st.integers(0, 2), st.sampled_from("ab"), tokens, tokens, st.sampled_from(["answered", "rejected_free", "unknown", "bad_usage"])
+)  # fmt: skip
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -316,25 +388,25 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.held[attempt, k] = each
         return attempt, tuple(keys)
 
-    @rule(
-        attempt=attempts, line=st.integers(0, 2), request=st.sampled_from("ab"), prompt=tokens, completion=tokens,
-        outcome=st.sampled_from(["answered", "rejected_free", "unknown", "bad_usage"]),
-    )  # fmt: skip
-    def reply(
-        self, attempt: tuple[str, tuple[str, ...]], line: int, request: str, prompt: int, completion: int, outcome: str
-    ) -> None:
+    @rule(attempt=attempts, some=st.lists(one_reply, min_size=1, max_size=3))
+    def replies(self, attempt: tuple[str, tuple[str, ...]], some: list[tuple[int, str, int, int, str]]) -> None:
+        """Replies of one attempt that are ingested together, as a chunk is."""
         identity, keys = attempt
         if not keys:
             return
-        k = keys[line % len(keys)]
-        usage = {"prompt_tokens": -1 if outcome == "bad_usage" else prompt, "completion_tokens": completion}
-        sent = "answered" if outcome == "bad_usage" else outcome
-        new = ingest(self.store, Reply(identity, k, request, sent, "4", usage=usage))  # type: ignore[arg-type]
-        assert new == ((identity, k, request) not in self.seen)
-        if not new:
-            return
-        self.seen.add((identity, k, request))
-        place = (identity, k)
+        chunk, expected = [], 0
+        for line, request, prompt, completion, outcome in some:
+            k = keys[line % len(keys)]
+            usage = {"prompt_tokens": -1 if outcome == "bad_usage" else prompt, "completion_tokens": completion}
+            sent = "answered" if outcome == "bad_usage" else outcome
+            chunk.append(Reply(identity, k, request, sent, "4", usage=usage))  # type: ignore[arg-type]
+            if (identity, k, request) not in self.seen:
+                self.seen.add((identity, k, request))
+                expected += 1
+                self._expect((identity, k), prompt, completion, outcome)
+        assert ingest(self.store, *chunk) == expected
+
+    def _expect(self, place: tuple[str, str], prompt: int, completion: int, outcome: str) -> None:
         hold, owed = self.held.pop(place, Decimal(0)), self.owed.pop(place, Decimal(0))
         if outcome == "answered":
             usd = prompt * PRICE.input + completion * PRICE.output

@@ -116,6 +116,7 @@ def run(arguments: list[str] | None = None) -> int:
     from graders import AlpaSiftError
 
     try:
+        os.umask(0o077)  # what we write holds data: the database's side files too are for its owner
         signal.signal(signal.SIGTERM, _terminate)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):

@@ -133,7 +133,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, max_wi
     def line(row: Sequence[str]) -> str:
         return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
 
-    click.echo(line(list(columns)))
+    click.echo(line([plain(column) for column in columns]))
     for row in cells:
         click.echo(line(row))
 

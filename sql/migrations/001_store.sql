@@ -132,6 +132,7 @@ create table attempt_lines (
 -- One row a step of an attempt: sent, uploaded, ..., closed. Steps are committed before the next is taken.
 create table attempt_steps (
     attempt_id uuid not null,
+    step integer not null,             -- from 1; the order of steps, whatever the clock says
     state varchar not null,
     facts varchar not null,            -- JSON
     recorded_at timestamp not null
@@ -171,7 +172,7 @@ create table readings (
 -- The ledger: one row a movement of money, as signed changes of three accounts. Never changed, only reversed.
 create table ledger (
     entry_id uuid primary key,
-    kind varchar not null,             -- reserve, charge, release, unresolved, settle, reverse
+    kind varchar not null,             -- reserve, charge, release, unresolved
     run_id uuid,
     attempt_id uuid,
     key uuid,

@@ -4,5 +4,5 @@ from dataset_rows r
 join examples e using (example_id)
 where r.version_id = $version_id
   and r.position between $low and $high
-  and list_contains($positions::bigint[], r.position)
+  and r.position in (select unnest($positions::bigint[]))
 order by r.position;

@@ -1,7 +1,7 @@
 -- One row an attempt that was opened and not closed: something may still be running, or a process died.
 create or replace view open_attempts as
 with last_step as (
-    select attempt_id, arg_max(state, recorded_at) as state, bool_or(state = 'closed') as closed
+    select attempt_id, arg_max(state, step) as state, bool_or(state = 'closed') as closed
     from attempt_steps
     group by attempt_id
 )

@@ -3,6 +3,6 @@ create or replace view latest_readings as
 select
     attempt_id, key, request_id,
     arg_max({'score': score, 'expected': expected, 'reason': reason, 'explanation': explanation},
-        {'recorded_at': recorded_at, 'reader': reader}) as reading
+        {'reader': reader::integer, 'recorded_at': recorded_at}) as reading
 from readings
 group by attempt_id, key, request_id;

@@ -1,10 +1,10 @@
--- One row a setup x example that has been asked about: how many answers there are, whether one could be read (scored),
+-- One row a setup x example that has been asked about: how many answers there are or may be, whether one could be read (scored),
 -- whether asking again is of no use (final: too long, refused), and the attempt of the newest answer.
 create or replace view asked as
 select
     q.setup_id,
     q.example_id,
-    count(*) filter (where p.outcome = 'answered') as answers,
+    count(*) filter (where p.outcome in ('answered', 'unknown')) as answers,
     coalesce(bool_or(d.reading.score is not null), false) as scored,
     coalesce(bool_or(d.reading.reason in ('too_long', 'refused')), false) as final,
     arg_max(p.attempt_id, {'recorded_at': p.recorded_at, 'request_id': p.request_id})
