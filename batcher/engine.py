@@ -279,6 +279,7 @@ class Run:
         with self.store.transaction() as con:
             ledger.close_the_dead(con)
             _write_setup(con, self.task, self.backend, self.setup)
+            self._read_again(con)
             if self.backend.paid:
                 ledger.check_alarms(con)
                 if self.budget is None and ledger.balance(con).budget is None:
@@ -286,7 +287,6 @@ class Run:
                         f"{self.backend.name} costs money and no budget is set; name one with --budget 5 "
                         "(dollars, for all this database's life)"
                     )
-        self._read_again()
         self.questions, self.already = pending(self.store, self.task, self.backend, self.version_id, retry=self.retry)
         self.matching = len(self.questions) + self.already
         if self.limit is not None:
@@ -332,12 +332,13 @@ class Run:
         """
         self.show = show or (lambda progress: None)
         self.started = time.monotonic()
-        self._begin_run()
+        with uninterrupted():
+            self._begin_run()
         outcome, message = "failed", None
         try:
             if self.questions:
                 self._ask(self.questions)
-                again = self._unreadable()
+                again = self._unreadable() if self.progress.scored < len(self.questions) else None
                 if again:
                     self.progress.total += len(again)
                     self._ask(Questions(self.store, self.task, self.setup, self.version_id, again))
@@ -355,8 +356,16 @@ class Run:
             raise BackendError(
                 f"{self.backend.name} ran out of memory; what was answered is kept, run again to go on"
             ) from error
-        finally:  # whatever happened: the answers in hand are kept
-            self._end_run(outcome, message)
+        finally:  # whatever happened, a second Ctrl-C too: the answers in hand are kept
+            ended = False
+            while not ended:
+                try:
+                    self._end_run(outcome, message)
+                    ended = True
+                except KeyboardInterrupt:
+                    outcome, message = "interrupted", "interrupted"
+        if outcome == "interrupted":
+            raise KeyboardInterrupt
         left = self.matching - self.already - len(self.questions)
         return Summary(
             self.run_id, outcome, self.progress.total, self.progress.replied, self.progress.scored, self.already,
@@ -366,7 +375,7 @@ class Run:
     def _outcome(self) -> tuple[str, str | None]:
         """ "done", or "partial" when some of the rows of this run still have to be asked about."""
         asked = set(self.questions.positions)
-        if asked:
+        if asked and self.progress.scored < len(asked):
             still, _ = pending(self.store, self.task, self.backend, self.version_id)
             without = sum(position in asked for position in still.positions)
             if without:
@@ -404,7 +413,13 @@ class Run:
                 if not self.spool.exists():
                     for (attempt,) in rows(con, mine, {"run": self.run_id}).rows:
                         ledger.close_attempt(con, str(attempt), f"the run ended: {outcome}")
-                append(con, "run_ends", ("run_id", "outcome", "facts", "seconds", "usd_per_hour", "ended_at"), [row])
+                append(
+                    con,
+                    "run_ends",
+                    ("run_id", "outcome", "facts", "seconds", "usd_per_hour", "ended_at"),
+                    [row],
+                    unique=True,
+                )
 
     def _ask(self, questions: Questions) -> None:
         self.about.clear()
@@ -515,17 +530,15 @@ class Run:
                 ) from error
             self.spool.unlink()
 
-    def _read_again(self) -> None:
+    def _read_again(self, con: Connection) -> None:
         """Read stored replies of this setup that the present parser has not read yet. Asks nobody."""
-        text = named_query("unread").text
-        with self.store.transaction() as con:
-            found = rows(con, text, {"setup_id": self.setup.setup_id, "reader": READER}).rows
-            again = [
-                Reply(str(a), str(k), r, outcome, text=body, finish_reason=finish, error=error)
-                for a, k, r, outcome, body, finish, error in found
-            ]
-            for start in range(0, len(again), 5000):
-                write_readings(con, [(reply, self._read(reply)) for reply in again[start : start + 5000]])
+        found = rows(con, named_query("unread").text, {"setup_id": self.setup.setup_id, "reader": READER}).rows
+        again = [
+            Reply(str(a), str(k), r, outcome, text=body, finish_reason=finish, error=error)
+            for a, k, r, outcome, body, finish, error in found
+        ]
+        for start in range(0, len(again), 5000):
+            write_readings(con, [(reply, self._read(reply)) for reply in again[start : start + 5000]])
 
 
 def write_readings(con: Connection, pairs: Sequence[tuple[Reply, Reading]]) -> int:

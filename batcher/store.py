@@ -16,6 +16,7 @@ import os
 import random
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,6 +136,8 @@ class Store:
             raise StoreError("--db is empty; give the path of a database file")
         self.path = Path(path)
         self.wait = wait
+        self._checked = False  # whether this object has seen that the file is a current database
+        self._mine = threading.local()  # this thread's open reader
 
     # -- opening ------------------------------------------------------------------------------------------------
 
@@ -144,11 +147,17 @@ class Store:
 
     def create(self) -> Store:
         """Make the file if it is not there, migrate it, refresh its views. Raises StoreError when it is no database."""
+        if self._checked and self.path.exists():
+            return self
         self._check_place()
         if not self.path.exists():
             self._make()
-        with self._connection(read_only=False, wait=self.wait) as con:
-            _migrate(con, self.path)
+        with self._connection(read_only=True, wait=self.wait) as con:
+            current = _is_current(con, self.path)
+        if not current:
+            with self._connection(read_only=False, wait=self.wait) as con:
+                _migrate(con, self.path)
+        self._checked = True
         return self
 
     def _check_place(self) -> None:
@@ -197,10 +206,7 @@ class Store:
         """This store, checked and migrated if need be. Raises StoreError when there is no database yet."""
         if not self.path.exists():
             raise StoreError(f"there is no database {self.path} yet; `alpasift import FILE` makes it")
-        self._check_place()
-        with self._connection(read_only=True, wait=self.wait) as con:
-            current = _is_current(con, self.path)
-        return self if current else self.create()
+        return self.create()
 
     @contextlib.contextmanager
     def _connection(
@@ -219,6 +225,7 @@ class Store:
     @contextlib.contextmanager
     def transaction(self, wait: float | None = None) -> Iterator[Connection]:
         """A connection inside one transaction, committed at the end of the block and rolled back on any error."""
+        assert getattr(self._mine, "reader", None) is None, "a transaction inside a reader would wait for itself"
         with self._connection(read_only=False, wait=self.wait if wait is None else wait) as con:
             con.execute("begin")
             try:
@@ -236,9 +243,21 @@ class Store:
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[Connection]:
-        """A read-only connection for the queries of one look; close it soon, a writer waits for it."""
+        """A read-only connection for the queries of one look; close it soon, a writer waits for it.
+
+        Inside another `reader` of the same thread it is the same connection: opening a database takes DuckDB some 40 ms.
+        """
+        outer: Connection | None = getattr(self._mine, "reader", None)
+        if outer is not None:
+            with contextlib.closing(outer.cursor()) as cursor:
+                yield cursor
+            return
         with self._connection(read_only=True, wait=self.wait) as con:
-            yield con
+            self._mine.reader = con
+            try:
+                yield con
+            finally:
+                self._mine.reader = None
 
     # -- queries ------------------------------------------------------------------------------------------------
 
@@ -260,6 +279,7 @@ class Store:
 
         Stops after `seconds` and after `max_rows` rows (`cut` then says so). Raises QueryError.
         """
+        assert getattr(self._mine, "reader", None) is None, "a locked query inside a reader would wait for itself"
         config = {"enable_external_access": False, "memory_limit": memory, "threads": min(4, os.cpu_count() or 1)}
         with self._connection(read_only=True, wait=self.wait, config=config) as con:
             con.execute("set lock_configuration = true")

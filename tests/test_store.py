@@ -143,7 +143,7 @@ def test_a_database_of_a_newer_version_is_refused(store: Store) -> None:
     with store.transaction() as con:
         con.execute("insert into migrations values ('999_from_the_future', now()::timestamp)")
     with pytest.raises(StoreError, match=r"newer alpasift \(it has 999_from_the_future\)"):
-        store.existing()
+        Store(store.path).existing()
 
 
 def test_there_is_no_database_yet(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_views_are_made_again_when_the_folder_of_views_differs(store: Store) -> 
     with store.transaction() as con:
         con.execute("create or replace view balance as select 1 as wrong")
         con.execute("insert into views_state values ('an older hash', now()::timestamp + interval 1 hour)")
-    store.existing()
+    Store(store.path).existing()
     assert "budget_usd" in store.query("ledger")[0]
 
 

@@ -257,18 +257,17 @@ def filter_command(
         )  # fmt: skip
     finally:
         backend.close()
-    run = labels_of(store, summary.run_id)
-    tell_summary(store, summary, backend, found.label, run)
+    with store.reader():
+        run = labels_of(store, summary.run_id)
+        tell_summary(store, summary, backend, found.label, run)
+        condition = _condition(store, run.rubric_id, min_score, top, keep_share)
     if summary.outcome != "done" or summary.left:
         note("not every row is graded, so nothing was written; the same command goes on")
         return 4
-    condition = _condition(store, run.rubric_id, min_score, top, keep_share)
     kept = select(
         store, found.version_id, f"{found.dataset[:57]}-kept", condition, grader=run.grader_id, rubric=run.rubric_id
     )[0]
     write_results(store, kept, output, rejected, run.grader_id, run.rubric_id)
-    tell_selection(kept)
-    tell_reasons(store, kept, run.grader_id, run.rubric_id)
     print_composition(kept.manifest["composition"])
     share = kept.rows / kept.pool if kept.pool else 0.0
     if not 0.05 <= share <= 0.5:
@@ -303,19 +302,22 @@ def _condition(
 def write_results(
     store: Store, kept: Selection, output: str, rejected: str | None, grader_id: str, rubric_id: str
 ) -> None:
-    """The kept rows with their manifest, and the others with score and reason under the key `alpasift`."""
+    """Say what was kept; write it with its manifest, and the others with score and reason under the key `alpasift`."""
     import json
 
     from batcher.datasets import export_rows
     from batcher.select import kept_positions
 
-    chosen = kept_positions(store, kept.selection_id)
+    with store.reader():
+        chosen = kept_positions(store, kept.selection_id)
+        others = store.query("not_selected", selection_id=kept.selection_id, grader_id=grader_id, rubric_id=rubric_id)
+        tell_selection(kept)
+        tell_reasons(store, kept, grader_id, rubric_id)
     export_rows(store, kept.version_id, chosen, output)
     write_private(
         f"{output}.manifest.json", json.dumps(kept.manifest, indent=2, ensure_ascii=False, default=str) + "\n"
     )
     if rejected:
-        others = store.query("not_selected", selection_id=kept.selection_id, grader_id=grader_id, rubric_id=rubric_id)
         verdicts = {
             row["position"]: {
                 "alpasift": {

@@ -31,10 +31,10 @@ class Grade:
         }
 
     def request(self, example_id: str, example: Example, setup_id: str, sample: int) -> Request:
-        """The question about one example. Its key hashes setup, example, messages and sample number."""
+        """The question about one example. Its key hashes the setup (which covers the fixed text), example, row text, sample."""
         messages = self.rubric.messages(example, f"{self.rubric.name}:{example_id}")
         return Request(
-            key=hash_id("question", setup_id, example_id, json.dumps(messages), str(sample)),
+            key=hash_id("question", setup_id, example_id, json.dumps(messages[1:]), str(sample)),
             messages=messages,
             example=example,
             rubric=self.rubric.name,
