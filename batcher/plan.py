@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from batcher.engine import Task, pending
+from batcher.questions import Task, pending
 from batcher.store import Store, StoreError, scalar
 from graders import AlpaSiftError, Backend, BackendUnavailable, Estimate, backend_names, open_backend
 

@@ -15,8 +15,9 @@ from conftest import some_rows, write_rows
 
 from batcher import ledger
 from batcher.datasets import import_file
-from batcher.engine import Run, Summary, pending
+from batcher.engine import Run, Summary
 from batcher.ledger import LedgerAlarm, NoBudget
+from batcher.questions import pending
 from batcher.store import Store, StoreBusy
 from batcher.tasks.grade import Grade
 from graders import (

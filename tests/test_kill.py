@@ -126,7 +126,6 @@ def check_asked_again_only_what_was_lost(store: Store, bill: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.llama
 def test_a_llama_cpp_run_that_is_killed_again_and_again_keeps_every_reply(tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp")
     subprocess.run([sys.executable, str(ROOT / "examples" / "tiny_gguf.py"), str(tmp_path / "tiny.gguf")], check=True)
     chance = random.Random(3)
     rows = 400

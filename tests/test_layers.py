@@ -15,7 +15,7 @@ FLOORS: dict[str, float] = {
     "batcher.tasks": 4, "batcher.plan": 4, "batcher.search": 4, "batcher.select": 4, "batcher.agree": 4, "batcher.report": 4,
     "batcher.explore": 4,
     "batcher.engine": 3,
-    "batcher.ledger": 2, "batcher.datasets": 2, "batcher.spool": 2,
+    "batcher.ledger": 2, "batcher.datasets": 2, "batcher.spool": 2, "batcher.questions": 2,
     "batcher.store": 1, "batcher.formats": 1, "batcher.shapes": 1, "batcher.exports": 1,
     "train.data": 1, "train.sft": 1, "train.export": 1,
     "graders": 0, "graders.rubric": 0, "graders.prices": 0, "graders.reading": 0.5, "train.memory": 0, "train": 0, "sql": 0,

@@ -234,17 +234,27 @@ def status_command(db: str, form: str | None) -> None:
     )
 
 
+def limits(command: Any) -> Any:
+    """The options --max-rows and --seconds."""
+    rows = click.option("--max-rows", default=10_000, show_default=True, type=click.IntRange(1), metavar="N")
+    seconds = click.option(
+        "--seconds", default=60.0, show_default=True, type=click.FloatRange(0.01), metavar="S", help="Stop the query after this long."
+    )  # fmt: skip
+    return rows(seconds(command))
+
+
+def _answer(db: str, text: str, given: dict[str, str | None], max_rows: int, seconds: float, form: str | None) -> None:
+    from batcher.store import Store
+
+    rows = Store(db).existing().locked_query(text, given, max_rows=max_rows, seconds=seconds)
+    print_rows(rows.columns, rows.rows, form or "table")
+    if rows.cut:
+        note(f"cut after {max_rows:,} rows; --max-rows N shows more")
+
+
 @click.command("sql")
 @click.argument("text", metavar="SQL")
-@click.option("--max-rows", default=10_000, show_default=True, type=click.IntRange(1), metavar="N")
-@click.option(
-    "--seconds",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(0.01),
-    metavar="S",
-    help="Stop the query after this long.",
-)
+@limits
 @forms
 @click.pass_obj
 def sql_command(db: str, text: str, max_rows: int, seconds: float, form: str | None) -> None:
@@ -254,26 +264,13 @@ def sql_command(db: str, text: str, max_rows: int, seconds: float, form: str | N
     Example:
       alpasift sql "select score, count(*) from graded group by score order by score"
     """
-    from batcher.store import Store
-
-    rows = Store(db).existing().locked_query(text, max_rows=max_rows, seconds=seconds)
-    print_rows(rows.columns, rows.rows, form or "table")
-    if rows.cut:
-        note(f"cut after {max_rows:,} rows; --max-rows N shows more")
+    _answer(db, text, {}, max_rows, seconds, form)
 
 
 @click.command("query")
 @click.argument("name", required=False)
 @click.argument("parameters", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--max-rows", default=10_000, show_default=True, type=click.IntRange(1), metavar="N")
-@click.option(
-    "--seconds",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(0.01),
-    metavar="S",
-    help="Stop the query after this long.",
-)
+@limits
 @forms
 @click.pass_obj
 def query_command(
@@ -285,7 +282,7 @@ def query_command(
     Example:
       alpasift query scores grader=rules
     """
-    from batcher.store import QueryError, Store, named_query, sql_texts
+    from batcher.store import QueryError, named_query, sql_texts
 
     if name is None:
         print_rows(
@@ -301,10 +298,7 @@ def query_command(
         if not equals or key not in given:
             raise QueryError(f"{pair!r}: {name} takes {' '.join(f'{p}=...' for p in given) or 'no parameters'}")
         given[key] = value
-    rows = Store(db).existing().locked_query(query.text, given, max_rows=max_rows, seconds=seconds)
-    print_rows(rows.columns, rows.rows, form or "table")
-    if rows.cut:
-        note(f"cut after {max_rows:,} rows; --max-rows N shows more")
+    _answer(db, query.text, given, max_rows, seconds, form)
 
 
 @click.command("doctor")
