@@ -210,7 +210,7 @@ class Run:
         try:
             if self.questions:
                 self._ask(self.questions)
-                again = self._unreadable() if self.progress.scored < len(self.questions) else None
+                again = self._unreadable() if self._may_lack(len(self.questions)) else None
                 if again:
                     self.progress.total += len(again)
                     self._ask(Questions(self.store, self.task, self.setup, self.version_id, again))
@@ -247,7 +247,7 @@ class Run:
     def _outcome(self) -> tuple[str, str | None]:
         """ "done", or "partial" when some of the rows of this run still have to be asked about."""
         asked = set(self.questions.positions)
-        if asked and self.progress.scored < len(asked):
+        if asked and self._may_lack(len(asked)):
             still, _ = pending(self.store, self.task, self.backend, self.version_id)
             without = sum(position in asked for position in still.positions)
             if without:
@@ -257,6 +257,10 @@ class Run:
                 )
         left = self.matching - self.already - len(asked)
         return "done", f"{left:,} rows are left; run again without --limit {self.limit}" if left else None
+
+    def _may_lack(self, rows: int) -> bool:
+        """Whether some of these rows may be without a score. A server may answer one twice: there only a query tells."""
+        return self.backend.paid or self.progress.scored < rows
 
     def _begin_run(self) -> None:
         facts = {"backend": dict(self.backend.facts), "limit": self.limit, "rows": len(self.questions)}
