@@ -23,9 +23,11 @@ from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from batcher.store import Connection, Store, append, new_id, rows, scalar, utc_now
-from graders import AlpaSiftError, BudgetExceeded, OpenAttempt, Reply
-from graders.prices import QUANTUM, UsageError, charge, thaw
+import orjson
+
+from batcher.store import Connection, Store, append, as_id, named_query, new_id, rows, scalar, these_keys, utc_now
+from graders import AlpaSiftError, BudgetExceeded, OpenAttempt, Reply, SendingStopped
+from graders.prices import QUANTUM, Price, UsageError, charge, thaw
 
 ZERO = Decimal(0)
 
@@ -34,7 +36,7 @@ class NoBudget(AlpaSiftError):
     """A paid backend and no cap: consent is missing."""
 
 
-class LedgerAlarm(AlpaSiftError):
+class LedgerAlarm(SendingStopped):
     """Something was charged that must not have been. It is booked; all sending has stopped until a person looked."""
 
 
@@ -152,12 +154,6 @@ def run_committed(con: Connection, run_id: str) -> Decimal:
     return total or ZERO
 
 
-def run_spent(con: Connection, run_id: str) -> Decimal:
-    """What one run has spent so far."""
-    total: Decimal | None = scalar(con, "select sum(spent_usd) from ledger where run_id = $run", {"run": run_id})
-    return total or ZERO
-
-
 def set_budget(con: Connection, usd: Decimal) -> None:
     """Set the cap of this database. Setting what stands already writes nothing."""
     if balance(con).budget != usd:
@@ -195,15 +191,17 @@ _ENTRY = (
 
 
 class _Book:
-    """Movements of one attempt collected for one insert."""
+    """Movements collected for one insert."""
 
-    def __init__(self, run_id: str | None, attempt_id: str) -> None:
-        self.run_id, self.attempt_id, self.now = run_id, attempt_id, utc_now()
+    def __init__(self) -> None:
+        self.now = utc_now()
         self.entries: list[tuple[Any, ...]] = []
 
     def move(
         self,
         kind: str,
+        run_id: str | None,
+        attempt_id: str,
         key: str | None,
         *,
         reserved: Decimal = ZERO,
@@ -213,12 +211,22 @@ class _Book:
         note: str | None = None,
     ) -> None:
         if reserved or spent or unresolved:
-            where = (self.run_id, self.attempt_id, key, stored_text(request_id))
+            where = (run_id, attempt_id, key, stored_text(request_id))
             amounts = (reserved, spent, unresolved)
-            self.entries.append((new_id(), kind, *where, *amounts, stored_text(note), self.now))
+            self.entries.append((kind, *where, *amounts, stored_text(note), self.now))
 
     def write(self, con: Connection) -> None:
-        append(con, "ledger", _ENTRY, self.entries)
+        ids = os.urandom(16 * len(self.entries)).hex()
+        numbered = [(as_id(ids[32 * i : 32 * i + 32]), *entry) for i, entry in enumerate(self.entries)]
+        append(con, "ledger", _ENTRY, numbered)
+
+
+@dataclass(frozen=True, slots=True)
+class Lot:
+    """What one attempt asks: its questions, and the most that each may cost."""
+
+    keys: Sequence[str]
+    ceilings: Sequence[Decimal]
 
 
 def reserve(
@@ -234,26 +242,71 @@ def reserve(
     run_budget: Decimal | None,
 ) -> str:
     """Open an attempt and reserve its worst case. Raises BudgetExceeded (nothing written), NoBudget or LedgerAlarm."""
-    if len(set(keys)) != len(keys):
-        raise AlpaSiftError("an attempt may ask each question once; a key stands in it twice")
-    if len(ceilings) != len(keys) or any(not c.is_finite() or c < 0 for c in ceilings):
-        raise AlpaSiftError("every line of an attempt needs a ceiling of 0 dollars or more")
-    rounded = [c.quantize(QUANTUM, rounding=ROUND_CEILING) for c in ceilings]
-    total = sum(rounded, ZERO)
-    if total > 0:
+    return reserve_many(
+        con, run_id=run_id, backend=backend, grader_id=grader_id, lots=[Lot(keys, ceilings)], price=price, facts=facts,
+        run_budget=run_budget,
+    )[0]  # fmt: skip
+
+
+def reserve_many(
+    con: Connection,
+    *,
+    run_id: str,
+    backend: str,
+    grader_id: str,
+    lots: Sequence[Lot],
+    price: Mapping[str, Any] | None,
+    facts: Mapping[str, Any],
+    run_budget: Decimal | None,
+) -> list[str]:
+    """Open an attempt for each of the first lots that fit, at least one, and reserve the worst case of each.
+
+    Raises BudgetExceeded when not even the first fits (nothing is written), NoBudget or LedgerAlarm.
+    """
+    rounded = [_rounded(lot) for lot in lots]
+    totals = [sum(ceilings, ZERO) for ceilings in rounded]
+    if any(totals):
         check_alarms(con)
-        _check_caps(con, total, len(keys), run_id, run_budget)
-    attempt_id = new_id()
-    columns = ("attempt_id", "run_id", "backend", "grader_id", "lines", "ceiling_usd", "price", "facts", "opened_at")
+    fit = _fitting(con, totals, run_id, run_budget)
+    if fit == 0:
+        _check_caps(con, totals[0], len(lots[0].keys), run_id, run_budget)
+    ids = [new_id() for _ in range(fit)]
     frozen = json.dumps(dict(price)) if price is not None else None
-    row = (attempt_id, run_id, backend, grader_id, len(keys), total, frozen, json.dumps(dict(facts)), utc_now())
-    append(con, "attempts", columns, [row])
-    lines = [(attempt_id, key, usd) for key, usd in zip(keys, rounded, strict=True)]
+    about, now = json.dumps(dict(facts)), utc_now()
+    attempts, lines, book = [], [], _Book()
+    for attempt_id, lot, ceilings, total in zip(ids, lots, rounded, totals, strict=False):
+        attempts.append((attempt_id, run_id, backend, grader_id, len(lot.keys), total, frozen, about, now))
+        lines += [(attempt_id, key, usd) for key, usd in zip(lot.keys, ceilings, strict=True)]
+        book.move("reserve", run_id, attempt_id, None, reserved=total)
+    columns = ("attempt_id", "run_id", "backend", "grader_id", "lines", "ceiling_usd", "price", "facts", "opened_at")
+    append(con, "attempts", columns, attempts)
     append(con, "attempt_lines", ("attempt_id", "key", "ceiling_usd"), lines)
-    book = _Book(run_id, attempt_id)
-    book.move("reserve", None, reserved=total)
     book.write(con)
-    return attempt_id
+    return ids
+
+
+def _rounded(lot: Lot) -> list[Decimal]:
+    if len(set(lot.keys)) != len(lot.keys):
+        raise AlpaSiftError("an attempt may ask each question once; a key stands in it twice")
+    if len(lot.ceilings) != len(lot.keys) or any(not c.is_finite() or c < 0 for c in lot.ceilings):
+        raise AlpaSiftError("every line of an attempt needs a ceiling of 0 dollars or more")
+    return [c.quantize(QUANTUM, rounding=ROUND_CEILING) for c in lot.ceilings]
+
+
+def _fitting(con: Connection, totals: Sequence[Decimal], run_id: str, run_budget: Decimal | None) -> int:
+    """How many of the first totals the caps hold together. What costs nothing always fits."""
+    if not any(totals):
+        return len(totals)
+    room = balance(con).free
+    if room is None:
+        return 0
+    if run_budget is not None:
+        room = min(room, run_budget - run_committed(con, run_id))
+    for i, total in enumerate(totals):
+        if total > 0 and total > room:
+            return i
+        room -= total
+    return len(totals)
 
 
 def _check_caps(con: Connection, usd: Decimal, lines: int, run_id: str, run_budget: Decimal | None) -> None:
@@ -287,20 +340,18 @@ def ingest(con: Connection, replies: Sequence[Reply]) -> list[Reply]:
     fresh = _unknown_replies(con, replies)
     now = utc_now()
     append(con, "replies", _REPLY, [_reply_row(r, now) for r in fresh])
-    by_attempt: dict[str, list[Reply]] = {}
-    for reply in fresh:
-        by_attempt.setdefault(reply.attempt, []).append(reply)
-    for attempt_id, group in by_attempt.items():
-        _charge(con, attempt_id, group)
+    if fresh:
+        _charge(con, fresh)
     return fresh
 
 
 def _unknown_replies(con: Connection, replies: Sequence[Reply]) -> list[Reply]:
-    known: set[tuple[str, str, str]] = set()
-    for attempt in sorted({r.attempt for r in replies}):
-        parameters = {"attempt": attempt, "keys": sorted({r.key for r in replies if r.attempt == attempt})}
-        text = "select key, request_id from replies where attempt_id = $attempt and key in (select unnest($keys)::uuid)"
-        known |= {(attempt, str(k), r) for k, r in rows(con, text, parameters).rows}
+    text = """
+        select attempt_id::varchar, key::varchar, request_id from replies
+        where attempt_id in (select unnest($attempts)::uuid) and key in (select key from wanted)
+    """
+    with these_keys(con, {r.key for r in replies}):
+        known = set(rows(con, text, {"attempts": sorted({r.attempt for r in replies})}).rows)
     fresh = []
     for reply in replies:
         identity = (reply.attempt, reply.key, reply.request_id)
@@ -312,53 +363,86 @@ def _unknown_replies(con: Connection, replies: Sequence[Reply]) -> list[Reply]:
 
 def stored_text(text: str | None) -> str | None:
     """Text as the database can hold it: a lone surrogate, which is no Unicode, is written out as \\udc80."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _reply_row(reply: Reply, now: Any) -> tuple[Any, ...]:
-    usage = None if reply.usage is None else json.dumps(dict(reply.usage))
-    logprobs = None if reply.logprobs is None else json.dumps(dict(reply.logprobs))
+    usage = None if reply.usage is None else _as_json(reply.usage)
+    logprobs = None if reply.logprobs is None else _as_json(reply.logprobs)
     texts = (reply.text, reply.finish_reason, reply.model, usage, logprobs, reply.error, reply.raw)
     return (reply.attempt, reply.key, stored_text(reply.request_id), reply.outcome, *map(stored_text, texts), now)
 
 
-def _charge(con: Connection, attempt_id: str, replies: Sequence[Reply]) -> None:
-    found = rows(con, "select run_id, price, ceiling_usd from attempts where attempt_id = $a", {"a": attempt_id}).rows
-    if not found:
-        raise UnknownAttempt(f"a reply names the attempt {attempt_id}, which this ledger never opened")
-    run_id, frozen, total = found[0]
-    if frozen is None and total == 0:
+def _as_json(value: Mapping[str, Any]) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # what came in is hostile data: numbers without end, lone surrogates
+        return json.dumps(dict(value))
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An attempt as it was opened: its run, the price frozen with it, its ceiling."""
+
+    run_id: str
+    price: Price | None
+    total: Decimal
+
+
+def _opened(con: Connection, attempts: Sequence[str]) -> dict[str, _Opened]:
+    text = """
+        select attempt_id::varchar, run_id::varchar, price, ceiling_usd from attempts
+        where attempt_id in (select unnest($a)::uuid)
+    """
+    prices: dict[str, Price] = {}  # calls that were opened together share theirs
+    found = {}
+    for attempt, run_id, frozen, total in rows(con, text, {"a": list(attempts)}).rows:
+        if frozen is not None and frozen not in prices:
+            prices[frozen] = thaw(json.loads(frozen))
+        found[attempt] = _Opened(run_id, prices[frozen] if frozen is not None else None, total)
+    return found
+
+
+def _charge(con: Connection, replies: Sequence[Reply]) -> None:
+    opened = _opened(con, sorted({r.attempt for r in replies}))
+    unknown = next((r.attempt for r in replies if r.attempt not in opened), None)
+    if unknown is not None:
+        raise UnknownAttempt(f"a reply names the attempt {unknown}, which this ledger never opened")
+    costly = [r for r in replies if opened[r.attempt].price is not None or opened[r.attempt].total != 0]
+    if not costly:
         return
-    price = thaw(json.loads(frozen)) if frozen is not None else None
-    held, unresolved, ceilings = _lines(con, attempt_id, [reply.key for reply in replies])
-    book = _Book(str(run_id), attempt_id)
-    for reply in replies:
-        key = reply.key
-        hold, owed = held.pop(key, ZERO), unresolved.pop(key, ZERO)
+    held, unresolved, ceilings = _lines(con, sorted({r.attempt for r in costly}), {r.key for r in costly})
+    book = _Book()
+    for reply in costly:
+        attempt = opened[reply.attempt]
+        line = (reply.attempt, reply.key)
+        hold, owed = held.pop(line, ZERO), unresolved.pop(line, ZERO)
         where: dict[str, Any] = {"request_id": reply.request_id}
         if reply.outcome == "rejected_free":
-            book.move("release", key, reserved=-hold, unresolved=-owed, note=reply.error, **where)
+            book.move("release", attempt.run_id, *line, reserved=-hold, unresolved=-owed, note=reply.error, **where)
             continue
         note = reply.error
         usd: Decimal | None = None
-        if reply.outcome == "answered" and price is not None:
+        if reply.outcome == "answered" and attempt.price is not None:
             try:
-                usd = charge(price, reply.usage)
+                usd = charge(attempt.price, reply.usage)
             except UsageError as error:
                 note = str(error)
         if usd is None:
-            book.move("unresolved", key, reserved=-hold, unresolved=hold, note=note, **where)
+            book.move("unresolved", attempt.run_id, *line, reserved=-hold, unresolved=hold, note=note, **where)
             if hold or owed:
-                unresolved[key] = hold + owed  # for what may still come in this chunk
+                unresolved[line] = hold + owed  # for what may still come in this chunk
             continue
-        book.move("charge", key, reserved=-hold, unresolved=-owed, spent=usd, note=note, **where)
-        ceiling = ceilings.get(key)
+        book.move("charge", attempt.run_id, *line, reserved=-hold, unresolved=-owed, spent=usd, note=note, **where)
+        ceiling = ceilings.get(line)
         if usd and (ceiling is None or not (hold or owed)):
             alarm(
                 con,
                 "unasked_work",
                 f"{show_usd(usd)} was charged for an answer that was not asked for or had been paid before",
-                attempt_id,
+                reply.attempt,
                 usd,
             )
         elif ceiling is not None and usd > ceiling:
@@ -366,54 +450,133 @@ def _charge(con: Connection, attempt_id: str, replies: Sequence[Reply]) -> None:
                 con,
                 "ceiling_broken",
                 f"an answer cost {show_usd(usd)}, above its ceiling of {show_usd(ceiling)}",
-                attempt_id,
+                reply.attempt,
                 usd,
             )
     book.write(con)
 
 
+_Line = tuple[str, str]
+"""attempt, key"""
+
+
 def _lines(
-    con: Connection, attempt_id: str, keys: Sequence[str] | None = None
-) -> tuple[dict[str, Decimal], dict[str, Decimal], dict[str, Decimal]]:
-    """What lines of an attempt (all of them, or those with these keys) still hold, what is unresolved, their ceilings."""
-    text = "select key, held_usd, unresolved_usd, ceiling_usd from line_money where attempt_id = $attempt"
-    parameters: dict[str, Any] = {"attempt": attempt_id}
-    if keys is not None:
-        text += " and key in (select unnest($keys)::uuid)"
-        parameters["keys"] = sorted(set(keys))
-    found = rows(con, text, parameters).rows
-    held = {str(k): h for k, h, _, _ in found if h}
-    unresolved = {str(k): u for k, _, u, _ in found if u}
-    return held, unresolved, {str(k): c for k, _, _, c in found}
+    con: Connection, attempts: Sequence[str], keys: set[str] | None = None
+) -> tuple[dict[_Line, Decimal], dict[_Line, Decimal], dict[_Line, Decimal]]:
+    """What lines of some attempts (all of them, or those with these keys) still hold, what is unresolved, their ceilings.
+
+    The view line_money, with the attempts named before anything is added up.
+    """
+    which = "attempt_id in (select unnest($attempts)::uuid)"
+    which += "" if keys is None else " and key in (select key from wanted)"
+    text = f"""
+        with moved as (
+            select attempt_id, key, sum(reserved_usd) as reserved_usd, sum(unresolved_usd) as unresolved_usd
+            from ledger where {which} and key is not null group by all
+        )
+        select
+            attempt_id::varchar, key::varchar, (ceiling_usd + coalesce(reserved_usd, 0))::decimal(38, 15),
+            coalesce(unresolved_usd, 0)::decimal(38, 15), ceiling_usd
+        from (select attempt_id, key, ceiling_usd from attempt_lines where ceiling_usd > 0 and {which})
+        left join moved using (attempt_id, key)
+        order by all
+    """
+    with these_keys(con, keys or ()):
+        found = [((a, k), h, u, c) for a, k, h, u, c in rows(con, text, {"attempts": list(attempts)}).rows]
+    held = {line: h for line, h, _, _ in found if h}
+    unresolved = {line: u for line, _, u, _ in found if u}
+    return held, unresolved, {line: c for line, _, _, c in found}
 
 
 def close_attempt(con: Connection, attempt_id: str, why: str = "closed") -> None:
     """End an attempt: what its lines still hold becomes unresolved. Ending it again changes nothing."""
-    if not scalar(con, "select 1 from open_attempts where attempt_id = $a", {"a": attempt_id}):
+    close_attempts(con, [attempt_id], why)
+
+
+def close_attempts(con: Connection, attempts: Sequence[str], why: str = "closed") -> None:
+    """End attempts: what their lines still hold becomes unresolved. Ending one again changes nothing."""
+    if not attempts:
         return
-    run_id, total = rows(con, "select run_id, ceiling_usd from attempts where attempt_id = $a", {"a": attempt_id}).rows[
-        0
-    ]
-    if total:
-        book = _Book(str(run_id), attempt_id)
-        held, _, _ = _lines(con, attempt_id)
-        for key, usd in held.items():
-            book.move("unresolved", key, reserved=-usd, unresolved=usd, note=why)
+    text = """
+        select attempt_id::varchar, run_id::varchar, ceiling_usd from attempts
+        where attempt_id in (select unnest($a)::uuid)
+          and attempt_id not in (select attempt_id from attempt_steps where state = 'closed' and attempt_id in (select unnest($a)::uuid))
+    """
+    found = {a: (r, total) for a, r, total in rows(con, text, {"a": list(attempts)}).rows}
+    ending = [a for a in dict.fromkeys(attempts) if a in found]
+    costly = [a for a in ending if found[a][1]]
+    if costly:
+        book = _Book()
+        for (attempt, key), usd in _lines(con, costly)[0].items():
+            book.move("unresolved", found[attempt][0], attempt, key, reserved=-usd, unresolved=usd, note=why)
         book.write(con)
+    steps(con, [(a, "closed", {"why": why}) for a in ending])
+
+
+def settle_attempt(con: Connection, attempt_id: str, usd: Decimal, why: str) -> None:
+    """End an attempt as a whole at `usd` dollars: what its lines hold or leave unresolved is given back.
+
+    A cost that no single line can be told to have caused is one charge without a key. Ending it again changes nothing.
+    """
+    found = rows(
+        con, "select run_id, ceiling_usd, state from open_attempts where attempt_id = $a", {"a": attempt_id}
+    ).rows
+    if not found:
+        return
+    run_id, total, _ = found[0]
+    if total:
+        book = _Book()
+        held, owed, _ = _lines(con, [attempt_id])
+        for line in held | owed:
+            back, free = held.get(line, ZERO), owed.get(line, ZERO)
+            book.move("release", str(run_id), *line, reserved=-back, unresolved=-free, note=why)
+        book.move("charge", str(run_id), attempt_id, None, spent=usd, note=why)
+        book.write(con)
+        back = sum(held.values(), ZERO) + sum(owed.values(), ZERO)
+        if usd > back:
+            alarm(
+                con,
+                "ceiling_broken",
+                f"{why}: it cost {show_usd(usd)} and {show_usd(back)} was held for it",
+                attempt_id,
+                usd,
+            )
     step(con, attempt_id, "closed", {"why": why})
 
 
+def doubt_attempt(con: Connection, attempt_id: str, why: str) -> None:
+    """What the lines of an open attempt hold becomes unresolved; the attempt stays open, in the state "doubted"."""
+    found = rows(con, "select run_id, ceiling_usd from open_attempts where attempt_id = $a", {"a": attempt_id}).rows
+    if not found:
+        return
+    if found[0][1]:
+        book = _Book()
+        for line, usd in _lines(con, [attempt_id])[0].items():
+            book.move("unresolved", str(found[0][0]), *line, reserved=-usd, unresolved=usd, note=why)
+        book.write(con)
+    step(con, attempt_id, "doubted", {"why": why})
+
+
 def step(con: Connection, attempt_id: str, state: str, facts: Mapping[str, Any] | None = None) -> None:
-    number = scalar(con, "select count(*) + 1 from attempt_steps where attempt_id = $a", {"a": attempt_id})
-    columns = ("attempt_id", "step", "state", "facts", "recorded_at")
-    append(con, "attempt_steps", columns, [(attempt_id, number, state, json.dumps(dict(facts or {})), utc_now())])
+    steps(con, [(attempt_id, state, facts or {})])
+
+
+def steps(con: Connection, taken: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:
+    """Write down steps: attempt (each at most once), state and facts."""
+    text = """
+        select attempt_id::varchar, count(*) from attempt_steps
+        where attempt_id in (select unnest($a)::uuid) group by attempt_id
+    """
+    before: dict[str, int] = dict(rows(con, text, {"a": [a for a, _, _ in taken]}).rows) if taken else {}
+    columns, now = ("attempt_id", "step", "state", "facts", "recorded_at"), utc_now()
+    values = [(a, before.get(a, 0) + 1, state, json.dumps(dict(facts)), now) for a, state, facts in taken]
+    append(con, "attempt_steps", columns, values)
 
 
 def close_the_dead(con: Connection, why: str = "the process ended before the answer came") -> int:
     """Close what dead processes left open, but for work that outlives a process. Call with the run lock held."""
     found = rows(con, "select attempt_id from open_attempts where not outlives order by opened_at").rows
-    for (attempt_id,) in found:
-        close_attempt(con, str(attempt_id), why)
+    close_attempts(con, [str(attempt_id) for (attempt_id,) in found], why)
     return len(found)
 
 
@@ -429,8 +592,9 @@ def acknowledge(store: Store, reason: str) -> int:
 class LedgerMeter:
     """The Meter that backends are handed: their only way to money.
 
-    `flush` writes what the engine holds and is called before every commit here, so that the order on disk is the
-    order in which things happened. `closing` collects attempts to be closed with the engine's next write.
+    `write` commits what the engine holds together with whatever is done in the transaction it is given, so that the
+    order on disk is the order in which things happened, in as few openings of the database as can be. `closing`
+    collects attempts to be closed with the engine's next write.
     """
 
     def __init__(
@@ -438,17 +602,31 @@ class LedgerMeter:
         store: Store,
         *,
         run_id: str,
+        setup_id: str,
         backend: str,
         grader_id: str,
-        outlives: bool,
+        ledger: str,
         run_budget: Decimal | None,
-        flush: Callable[[], None],
+        write: Callable[[Callable[[Connection], None]], None],
         asked: Callable[[Connection, Sequence[str]], None],
         opened: Callable[[Sequence[str]], None],
     ) -> None:
-        self.store, self.run_id, self.backend, self.grader_id = store, run_id, backend, grader_id
-        self.outlives, self.run_budget, self.flush, self.asked, self.opened = outlives, run_budget, flush, asked, opened
+        self.store, self.run_id, self.setup_id, self.backend, self.grader_id = (
+            store,
+            run_id,
+            setup_id,
+            backend,
+            grader_id,
+        )
+        self.ledger, self.run_budget, self.write, self.asked, self.opened = ledger, run_budget, write, asked, opened
         self.closing: list[str] = []
+
+    @property
+    def folder(self) -> Path:
+        """The folder DATABASE.batches, for its owner only."""
+        path = batches_of(self.store.path)
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
 
     def open(
         self,
@@ -456,28 +634,98 @@ class LedgerMeter:
         ceiling_each: Decimal | Sequence[Decimal],
         price: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
+        *,
+        outlives: bool = False,
     ) -> str:
         ceilings = [ceiling_each] * len(keys) if isinstance(ceiling_each, Decimal) else list(ceiling_each)
-        self.flush()
-        with self.store.transaction() as con:
-            self.asked(con, keys)
-            attempt = reserve(
-                con, run_id=self.run_id, backend=self.backend, grader_id=self.grader_id, keys=keys, ceilings=ceilings,
-                price=price, facts={**(facts or {}), "outlives": self.outlives}, run_budget=self.run_budget,
-            )  # fmt: skip
+        made: list[str] = []
+
+        def work(con: Connection) -> None:
+            made.extend(self._reserve(con, [Lot(keys, ceilings)], price, {**(facts or {}), "outlives": outlives}))
+
+        self.write(work)
         self.opened(keys)
-        return attempt
+        return made[-1]
+
+    def open_many(
+        self,
+        calls: Sequence[tuple[str, Decimal]],
+        price: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        made: list[str] = []
+
+        def work(con: Connection) -> None:
+            lots = [Lot([key], [ceiling]) for key, ceiling in calls]
+            made.extend(self._reserve(con, lots, price, {**(facts or {}), "outlives": False}))
+
+        self.write(work)
+        self.opened([key for key, _ in calls[: len(made)]])
+        return made
+
+    def _reserve(
+        self, con: Connection, lots: Sequence[Lot], price: Mapping[str, Any] | None, facts: Mapping[str, Any]
+    ) -> list[str]:
+        attempts = reserve_many(
+            con, run_id=self.run_id, backend=self.backend, grader_id=self.grader_id, lots=lots, price=price, facts=facts,
+            run_budget=self.run_budget,
+        )  # fmt: skip
+        self.asked(con, [key for lot in lots[: len(attempts)] for key in lot.keys])
+        return attempts
 
     def note(self, attempt: str, state: str, facts: Mapping[str, Any] | None = None) -> None:
-        self.flush()
-        with self.store.transaction() as con:
-            step(con, attempt, state, facts)
+        self.write(lambda con: step(con, attempt, state, facts))
 
     def open_attempts(self) -> list[OpenAttempt]:
+        parameters = {"grader_id": self.grader_id, "setup_id": self.setup_id}
         with self.store.reader() as con:
-            text = "select attempt_id, state, facts from open_attempts where grader_id = $g order by opened_at"
-            found = rows(con, text, {"g": self.grader_id}).rows
-        return [OpenAttempt(str(a), s, json.loads(f)) for a, s, f in found]
+            found = rows(con, named_query("out").text, parameters).rows
+        merged: dict[str, OpenAttempt] = {}
+        for attempt, state, facts in found:
+            before = merged[attempt].facts if attempt in merged else {}
+            merged[attempt] = OpenAttempt(str(attempt), state, {**before, **json.loads(facts)})
+        return list(merged.values())
+
+    def lines(self, attempt: str) -> dict[str, Decimal]:
+        with self.store.reader() as con:
+            text = "select key::varchar, ceiling_usd from attempt_lines where attempt_id = $attempt"
+            return dict(rows(con, text, {"attempt": attempt}).rows)
+
+    def free(self) -> Decimal:
+        found: list[Decimal] = []
+
+        def work(con: Connection) -> None:  # with a commit: what is in hand may give money back
+            free = balance(con).free or ZERO
+            cap = self.run_budget
+            found.append(free if cap is None else min(free, cap - run_committed(con, self.run_id)))
+
+        self.write(work)
+        return found[-1]
+
+    def learned(self, fact: str) -> Any:
+        with self.store.reader() as con:
+            found = scalar(con, named_query("learned").text, {"grader_id": self.grader_id, "path": f"$.{fact}"})
+        return None if found is None else json.loads(found)
 
     def close(self, attempt: str) -> None:
         self.closing.append(attempt)
+
+    def settle(self, attempt: str, usd: Decimal, why: str) -> None:
+        self.write(lambda con: settle_attempt(con, attempt, usd, why))
+
+    def doubt(self, attempt: str, why: str) -> None:
+        self.write(lambda con: doubt_attempt(con, attempt, why))
+
+    def alarm(self, attempt: str, kind: str, why: str) -> None:
+        def work(con: Connection) -> None:
+            if not scalar(
+                con, "select 1 from open_alarms where attempt_id = $a and kind = $k", {"a": attempt, "k": kind}
+            ):
+                alarm(con, kind, why, attempt)
+
+        self.write(work)
+
+
+def batches_of(database: Path) -> Path:
+    """The folder for the files of batches that belong to a database."""
+    return database.with_name(database.name + ".batches")

@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,12 +65,17 @@ def new_id() -> str:
 
 def hash_id(*parts: str | bytes) -> str:
     """128 bits of sha256 over length-prefixed parts, written as a uuid."""
-    digest = hashlib.sha256()
+    pieces = []
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return str(uuid.UUID(bytes=digest.digest()[:16]))
+        pieces.append(len(data).to_bytes(8, "big"))
+        pieces.append(data)
+    return as_id(hashlib.sha256(b"".join(pieces)).hexdigest())
+
+
+def as_id(h: str) -> str:
+    """The first 32 of some hexadecimal digits, written as a uuid."""
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:32]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ class SqlText:
     @property
     def parameters(self) -> tuple[str, ...]:
         code = re.sub(r"--[^\n]*|'[^']*'", "", self.text)
-        return tuple(dict.fromkeys(re.findall(r"\$([a-z_]+)", code)))
+        return tuple(dict.fromkeys(re.findall(r"\$([a-z_][a-z0-9_]*)", code)))
 
 
 def sql_texts(folder: str) -> list[SqlText]:
@@ -141,9 +146,12 @@ class Store:
 
     # -- opening ------------------------------------------------------------------------------------------------
 
-    def files(self) -> list[object]:
+    def files(self) -> list[Path]:
         """The database and what lies beside it: nothing else may be written there."""
-        return [self.path, *(self.path.with_name(self.path.name + end) for end in (".wal", ".lock", ".spool"))]
+        return [
+            self.path,
+            *(self.path.with_name(self.path.name + end) for end in (".wal", ".lock", ".spool", ".batches")),
+        ]
 
     def create(self) -> Store:
         """Make the file if it is not there, migrate it, refresh its views. Raises StoreError when it is no database."""
@@ -309,7 +317,7 @@ def append(
         return 0
     columns_sql = ", ".join(columns)
     types = _column_types(con, table)
-    arrays = [pa.array([_plain(row[i]) for row in values], type=_arrow_type(types[c])) for i, c in enumerate(columns)]
+    arrays = [_column(cells, types[c]) for cells, c in zip(zip(*values, strict=True), columns, strict=True)]
     staged = pa.Table.from_arrays(arrays, names=list(columns))
     con.register("staged_rows", staged)
     try:
@@ -324,6 +332,19 @@ def append(
     return int(added[0]) if added else 0
 
 
+@contextlib.contextmanager
+def these_keys(con: Connection, keys: Iterable[str]) -> Iterator[None]:
+    """Ids as a table `wanted` with the column key for the queries of the block: a list of thousands binds slowly."""
+    con.register("wanted_texts", pa.table({"key": pa.array(list(keys), type=pa.string())}))
+    con.execute("create or replace temp view wanted as select key::uuid as key from wanted_texts")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(duckdb.Error):
+            con.execute("drop view wanted")
+            con.unregister("wanted_texts")
+
+
 _TYPES: dict[str, dict[str, str]] = {}
 
 
@@ -336,8 +357,10 @@ def _column_types(con: Connection, table: str) -> dict[str, str]:
     return _TYPES[table]
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, uuid.UUID) else value
+def _column(cells: Sequence[Any], sql_type: str) -> pa.Array:
+    if sql_type == "UUID":
+        cells = [str(cell) if isinstance(cell, uuid.UUID) else cell for cell in cells]
+    return pa.array(cells, type=_arrow_type(sql_type))
 
 
 def _arrow_type(sql_type: str) -> pa.DataType:

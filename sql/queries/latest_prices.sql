@@ -1,0 +1,6 @@
+-- The newest frozen price of each model, for batches and for calls. Parameters: none.
+select model, by_batch as batch, arg_max(price, opened_at) as price
+from paid_attempts
+where price is not null
+group by model, by_batch
+order by model, batch;

@@ -1,0 +1,15 @@
+-- The movements of the ledger as they were booked, newest last; act_id is the settlement or reversal that made it, reverses
+-- the entry that it takes back. Parameters: attempt (a beginning of its id), row_limit (100).
+with newest as (
+    select l.rowid as place, l.*, a.act_id, a.reverses
+    from ledger l
+    left join ledger_acts a using (entry_id)
+    where $attempt is null or starts_with(l.attempt_id::varchar, $attempt::varchar)
+    order by l.rowid desc
+    limit coalesce($row_limit::bigint, 100)
+)
+select
+    recorded_at, kind, reserved_usd, spent_usd, unresolved_usd, note, entry_id, act_id, reverses, run_id, attempt_id, key,
+    request_id
+from newest
+order by place;
