@@ -17,7 +17,7 @@ from graders import Backend, Example, Reply, Request, Turn
 from graders.reading import Reading
 from graders.rubric import Rubric
 
-PAGE_ROWS = 5000
+PAGE_ROWS = 10_000
 
 
 class Task(Protocol):
@@ -122,7 +122,7 @@ class Questions:
             found = rows(con, named_query("examples_at").text, parameters).rows
         return [
             (
-                str(i),
+                i,
                 Example(
                     instruction, input_, output, system, tuple(Turn(*t) for t in json.loads(turns)) if turns else ()
                 ),

@@ -9,6 +9,7 @@ be lifted out and used alone, and a remote worker needs nothing else.
       BackendError               the backend cannot work, or died
         BackendUnavailable       ... because something is missing on this machine (exit code 3)
       BudgetExceeded             a reservation would pass the cap; nothing was sent for it
+      SendingStopped             an alarm stands on the ledger; what is out may be collected, nothing new is sent
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib import import_module, resources
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Outcome = Literal["answered", "rejected_free", "unknown"]
@@ -37,6 +39,10 @@ class BackendUnavailable(BackendError):
 
 class BudgetExceeded(AlpaSiftError):
     """The reservation would pass a cap. Nothing was sent for it and nothing was written."""
+
+
+class SendingStopped(AlpaSiftError):
+    """An alarm stands: nothing that costs money is sent until a person has looked. Nothing was sent or written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What answering some requests should take. Dollars are API dollars; `seconds` is None where unknown."""
+    """What answering some requests should take. Dollars are API dollars; `seconds` is None where unknown.
+
+    usd             expected, with usd_low and usd_high around it; ceiling_usd is the most it can cost
+    seconds         expected; seconds_low and seconds_high are the best and the worst case, where known
+    sync_usd        for work by batch: what the same would be expected to cost call by call
+    rounds          how many batches have to go one after the other under the queue limit, where there is one
+    notes           what the person should know: assumed limits, an old price, how tokens were counted
+    """
 
     requests: int
     usd: Decimal
@@ -116,11 +129,16 @@ class Estimate:
     seconds: float | None
     input_tokens: int
     output_tokens: int
+    seconds_low: float | None = None
+    seconds_high: float | None = None
+    sync_usd: Decimal | None = None
+    rounds: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAttempt:
-    """An attempt that an earlier process left open, as the ledger remembers it."""
+    """An attempt that is still open, as the ledger remembers it: its last step, and the facts of all its steps."""
 
     attempt: str
     state: str
@@ -130,14 +148,41 @@ class OpenAttempt:
 class Meter(Protocol):
     """The backend's only way to money. An attempt is one thing sent: a batch file, a call, a block of rows."""
 
+    @property
+    def ledger(self) -> str:
+        """The ledger's identity, for names and metadata by which our own work is told from anybody else's."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """A private folder beside the ledger for the files of attempts; it exists."""
+        ...
+
     def open(
         self,
         keys: Sequence[str],
         ceiling_each: Decimal | Sequence[Decimal],
         price: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
+        *,
+        outlives: bool = False,
     ) -> str:
-        """Commit the intent and its reservation and return the attempt's id. Raises BudgetExceeded: then send nothing."""
+        """Commit the intent and its reservation and return the attempt's id. Raises BudgetExceeded: then send nothing.
+
+        `outlives`: the work goes on when this process ends, and a later one collects it.
+        """
+        ...
+
+    def open_many(
+        self,
+        calls: Sequence[tuple[str, Decimal]],
+        price: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """One attempt for each (key, ceiling), in one commit with the replies in hand: for calls that go out together.
+
+        Returns the ids of the first of them that fit, at least one. Raises BudgetExceeded when none fits.
+        """
         ...
 
     def note(self, attempt: str, state: str, facts: Mapping[str, Any] | None = None) -> None:
@@ -145,7 +190,19 @@ class Meter(Protocol):
         ...
 
     def open_attempts(self) -> list[OpenAttempt]:
-        """The attempts of this backend that are not closed, oldest first."""
+        """What outlives its process and is not closed, of this backend and these questions, oldest first."""
+        ...
+
+    def lines(self, attempt: str) -> dict[str, Decimal]:
+        """The questions of an attempt and the most that each may cost."""
+        ...
+
+    def free(self) -> Decimal:
+        """Dollars that may still be reserved: what the caps leave."""
+        ...
+
+    def learned(self, fact: str) -> Any:
+        """The newest value that any attempt of this grader noted under that name, None when there is none."""
         ...
 
     def close(self, attempt: str) -> None:
@@ -153,6 +210,18 @@ class Meter(Protocol):
 
         Lines known to be free are released; lines never seen become unresolved at their ceiling.
         """
+        ...
+
+    def settle(self, attempt: str, usd: Decimal, why: str) -> None:
+        """End the attempt as a whole: it cost `usd`, 0 for nothing. All that its lines still hold is given back."""
+        ...
+
+    def doubt(self, attempt: str, why: str) -> None:
+        """What the attempt holds becomes unresolved and its questions may be asked elsewhere; it stays open."""
+        ...
+
+    def alarm(self, attempt: str, kind: str, why: str) -> None:
+        """Stop all sending from this ledger until a person has looked."""
         ...
 
 
@@ -189,17 +258,32 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Collects(Protocol):
-    """A backend whose work outlives the process: what was submitted can be collected, or cancelled, by a later one."""
+    """A backend whose work outlives the process: what was submitted can be collected, or cancelled, by a later one.
 
-    def submit(self, requests: Iterable[Request], meter: Meter) -> Iterator[list[Reply]]: ...
+    Its replies stand in files of the meter's folder before they are yielded, so they may be written in large pieces.
+    """
 
-    def collect(self, meter: Meter) -> Iterator[list[Reply]]: ...
+    def collect(self, meter: Meter, *, wait: bool = False) -> Iterator[list[Reply]]:
+        """Ask after everything that is out and yield what has come; with `wait`, until nothing is out. Sends nothing new."""
+        ...
 
-    def cancel(self, attempt: str, meter: Meter) -> Iterator[list[Reply]]: ...
+    def cancel(self, attempt: str, meter: Meter) -> Iterator[list[Reply]]:
+        """Stop one attempt and yield what was done of it."""
+        ...
 
 
 _SPEC = re.compile(r"([a-z][a-z0-9_]*)(?::(.*))?", re.DOTALL)
-_NOT_BACKENDS = {"__init__", "prices", "reading", "rubric", "rehearsal"}
+_NOT_BACKENDS = {
+    "__init__",
+    "prices",
+    "reading",
+    "rubric",
+    "rehearsal",
+    "tokens",
+    "openai_api",
+    "batch_files",
+    "batch_desk",
+}
 
 
 def backend_names() -> list[str]:
@@ -208,16 +292,30 @@ def backend_names() -> list[str]:
     return sorted(f.name[:-3] for f in files if f.name.endswith(".py") and f.name[:-3] not in _NOT_BACKENDS)
 
 
-def open_backend(spec: str) -> Backend:
+def options_of(spec: str) -> tuple[str, ...]:
+    """The settings that the backend of a spec has, by name; none for a name that is no backend."""
+    match = _SPEC.fullmatch(spec.strip())
+    if not match or match[1] not in backend_names():
+        return ()
+    return tuple(getattr(import_module(f"graders.{match[1]}"), "OPTIONS", ()))
+
+
+def open_backend(spec: str, options: Mapping[str, Any] | None = None) -> Backend:
     """Open the backend that a spec names: NAME or NAME:ARGUMENT, "rules" or "llama_cpp:models/llama-3.1-8b-q4.gguf".
 
-    Raises BackendError for an unknown name or a bad argument, BackendUnavailable when this machine lacks something.
+    `options` are settings of the backend by name, "base_url" for instance; a module declares in OPTIONS which it has.
+    Raises BackendError for an unknown name, a bad argument or an option that means nothing to this backend,
+    BackendUnavailable when this machine lacks something.
     """
     match = _SPEC.fullmatch(spec.strip())
     if not match or match[1] not in backend_names():
         raise BackendError(f"no grader is called {spec!r}; there are {', '.join(backend_names())}")
     module = import_module(f"graders.{match[1]}")
-    backend: Backend = module.open(match[2])
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    foreign = sorted(set(given) - set(options_of(spec)))
+    if foreign:
+        raise BackendError(f"--{foreign[0].replace('_', '-')} means nothing to the grader {match[1]}")
+    backend: Backend = module.open(match[2], **given)
     return backend
 
 

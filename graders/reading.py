@@ -15,6 +15,7 @@ import json
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 from graders.rubric import Rubric, spell
 
@@ -27,6 +28,7 @@ _REFUSAL = re.compile(
     r"\b(?:i(?:'|\u2019)?m sorry|i am sorry|i apologi[sz]e|as an ai|i (?:cannot|can(?:'|\u2019)?t|am unable|won(?:'|\u2019)?t))\b",
     re.I,
 )
+_STRUCTURED = re.compile(r'\{"score":\s?(-?\d+(?:\.\d+)?)\}')
 _DECOR = " \t\r*_`#>\"'\u201c\u201d\u2018\u2019[]{}()"
 _NONFINITE = re.compile(r"[-+]?(?:inf(?:inity)?|nan)", re.I)
 
@@ -54,6 +56,9 @@ def read_score(text: str | None, rubric: Rubric, finish_reason: str | None = "st
     if text is None or not text.strip():
         return Reading(None, "cut_off" if finish_reason == "length" else "empty")
     stripped = text.strip()
+    structured = _STRUCTURED.fullmatch(stripped)
+    if structured and finish_reason != "length":  # what structured output gives
+        return _on_scale(structured[1], None, rubric)
     if finish_reason != "length" and stripped in rubric.choices:  # what a constrained backend answers
         return Reading(Decimal(stripped), None)
     if stripped.startswith(("{", "```")):
@@ -132,6 +137,7 @@ def _score_line(line: str, rubric: Rubric, labelled: bool = False) -> tuple[str 
     return match["number"], tail[1].strip()
 
 
+@lru_cache(maxsize=4096)
 def _on_scale(number: str, explanation: str | None, rubric: Rubric) -> Reading:
     if _NONFINITE.fullmatch(number):
         return Reading(None, "out_of_range", explanation)

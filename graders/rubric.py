@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -168,6 +169,12 @@ def load_rubric(name_or_path: str) -> Rubric:
     if rubric.name in rubric_names():
         raise RubricError(f"{path}: the name {rubric.name!r} belongs to a built-in rubric; give yours another `name`")
     return rubric
+
+
+def rubric_of(content: Mapping[str, Any]) -> Rubric:
+    """The rubric whose `content()` this is, as the database keeps it."""
+    numbers = {key: Decimal(str(content[key])) for key in ("low", "high", "step", "threshold")}
+    return Rubric(**{**content, **numbers})
 
 
 def parse_rubric(text: str, where: str, default_name: str | None = None) -> Rubric:

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.data import check_targets, map_option, shape_option, strict_option, tell_import, write_private
-from batcher.cli.grade import (
+from batcher.cli.grade import grade_dataset, labels_of, open_grader, tell_summary
+from batcher.cli.options import (
     budget_option,
-    grade_dataset,
-    labels_of,
+    grader_options,
     limit_option,
     max_hours_option,
-    open_grader,
     quiet_option,
     run_budget_option,
-    tell_summary,
     yes_option,
 )
 from batcher.cli.printing import NUMBER, note, number, plain, print_json, print_table
@@ -219,6 +217,7 @@ def print_composition(rows: list[dict[str, Any]]) -> None:
 @run_budget_option
 @yes_option
 @limit_option
+@grader_options
 @max_hours_option
 @quiet_option
 @click.pass_obj
@@ -226,7 +225,7 @@ def filter_command(
     db: str, file: str, output: str, rejected: str | None, grader: str, rubric: str | None, dataset: str | None,
     min_score: Decimal | None, top: int | None, keep_share: Decimal | None, shape: str, mapping: dict[str, str] | None,
     strict: bool, budget: Decimal | None, run_budget: Decimal | None, yes: bool, limit: int | None, max_hours: float | None,
-    quiet: bool,
+    quiet: bool, options: dict[str, Any],
 ) -> int:  # fmt: skip
     """Import a file, grade every row, keep the good ones and write them out.
 
@@ -249,7 +248,7 @@ def filter_command(
     store = Store(db).create()
     found = import_file(store, file, dataset=dataset, shape=shape, mapping=mapping, strict=strict)
     tell_import(found)
-    backend, rubric_name = open_grader(store, found.version_id, grader, rubric, max_hours)
+    backend, rubric_name = open_grader(store, found.version_id, grader, rubric, max_hours, options, budget)
     try:
         summary = grade_dataset(
             store, found.version_id, backend, rubric_name, limit=limit, budget=budget, run_budget=run_budget, yes=yes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from batcher.cli.printing import note, plain, print_json
@@ -137,7 +139,7 @@ def export_command(
         note(f"{count:,} rows of {version.label} written to {plain(output)}")
 
 
-def check_targets(paths: list[str], *, not_onto: list[object], format_: str | None = None) -> None:
+def check_targets(paths: list[str], *, not_onto: Sequence[object], format_: str | None = None) -> None:
     """Raise a usage error now for what could not be written later, or would replace what must stay.
 
     `paths` are the files a command will write, the first in a data format; `not_onto` what it reads or lives in.

@@ -1,47 +1,32 @@
-"""Commands that grade: plan and grade."""
+"""The command that grades, and what other commands share of it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.printing import duration, note, number, plain, print_json, print_table, progress_line
+from batcher.cli.options import (
+    budget_option,
+    grader_options,
+    limit_option,
+    max_hours_option,
+    meant_for,
+    quiet_option,
+    run_budget_option,
+    yes_option,
+)
+from batcher.cli.printing import duration, note, number, print_json, progress_line
 
 if TYPE_CHECKING:
+    from batcher.datasets import DatasetVersion
     from batcher.engine import Run, Summary
     from batcher.store import Store
     from graders import Backend, Estimate
-
-
-def _usd(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Decimal | None:
-    if value is None:
-        return None
-    from batcher.ledger import parse_usd
-    from graders import AlpaSiftError
-
-    try:
-        return parse_usd(value)
-    except AlpaSiftError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-budget_option = click.option(
-    "--budget", metavar="USD", callback=_usd,
-    help="The cap of this database, for all its life: spent, reserved and unresolved together.",
-)  # fmt: skip
-run_budget_option = click.option(
-    "--run-budget", metavar="USD", callback=_usd, help="A cap on this run, on top of the budget."
-)
-yes_option = click.option("--yes", is_flag=True, help="Do not ask before spending.")
-limit_option = click.option("--limit", type=click.IntRange(1), metavar="N", help="Grade at most N rows in this run.")
-max_hours_option = click.option(
-    "--max-hours", type=click.FloatRange(0, min_open=True), metavar="H", help="For --grader auto."
-)
-quiet_option = click.option("--quiet", is_flag=True, help="No progress line.")
 
 
 def rubric_for(spec: str, rubric: str | None) -> str:
@@ -51,112 +36,35 @@ def rubric_for(spec: str, rubric: str | None) -> str:
     return rubric or ("rules" if kind(spec) == "rules" else "accuracy")
 
 
-@click.command("plan")
-@click.option(
-    "--grader", "graders", multiple=True, metavar="SPEC", help="A grader to compare, llama_cpp:model.gguf; repeatable."
-)
-@click.option("--rubric", metavar="R", help="accuracy, helpfulness, or the path of your own .toml.")
-@click.option("--dataset", metavar="NAME", help="Which dataset (NAME, or NAME@2); the only one if not given.")
-@max_hours_option
-@click.option("--json", "form", flag_value="json", help="Print JSON.")
-@click.pass_obj
-def plan_command(
-    db: str,
-    graders: tuple[str, ...],
-    rubric: str | None,
-    dataset: str | None,
-    max_hours: float | None,
-    form: str | None,
-) -> None:
-    """What each grader would cost and take for the rows it has not graded yet. Sends nothing.
-
-    \b
-    Example:
-      alpasift plan --grader llama_cpp:model.gguf
-    """
-    from batcher.datasets import resolve
-    from batcher.plan import choose, named_graders
-    from batcher.store import Store
-    from graders import BackendUnavailable
-
-    store = Store(db).existing()
-    version = resolve(store, dataset)
-    named = named_graders(graders)
-    offers = make_offers(store, version.version_id, named, rubric)
-    try:
-        chosen, why = choose(offers, max_hours)
-        choice: dict[str, str | None] = {"grader": chosen.grader, "reason": why}
-    except BackendUnavailable as error:
-        choice = {"grader": None, "reason": str(error)}
-    if form:
-        print_json(
-            {"dataset": version.label, "rows": version.rows, "offers": [_offer_row(o) for o in offers], "auto": choice}
-        )
-        return
-    click.echo(f"{plain(version.label)}: {version.rows:,} rows")
-    print_offers(offers)
-    click.echo(f"--grader auto: {plain(choice['reason'] or '')}")
-
-
-def make_offers(store: Store, version_id: str, named: list[str], rubric: str | None) -> list[Any]:
-    """The offers of the named graders, and of `rules` and `fake`, which are always there."""
-    from batcher.plan import offer
-    from batcher.tasks.grade import Grade
-    from graders.rubric import load_rubric
-
-    extra = [spec for spec in ("rules", "fake") if spec not in named]
-    specs = [*named, *extra]
-    return [
-        offer(store, version_id, Grade(load_rubric("rules" if spec == "rules" else rubric_for(spec, rubric))), spec)
-        for spec in specs
-    ]
-
-
-def _offer_row(offer: Any) -> dict[str, Any]:
-    estimate = offer.estimate
-    return {
-        "grader": offer.grader, "rubric": offer.rubric, "rows": estimate.requests if estimate else None,
-        "already": offer.already, "usd": estimate.usd if estimate else None,
-        "ceiling_usd": estimate.ceiling_usd if estimate else None, "seconds": estimate.seconds if estimate else None,
-        "leaves_machine": offer.leaves_machine, "calibrated": offer.calibrated, "why_not": offer.why_not,
-    }  # fmt: skip
-
-
-_NOTES = {"rules": "judges form only", "fake": "a rehearsal: its scores mean nothing"}
-
-
-def print_offers(offers: list[Any]) -> None:
-    """A table of offers, one grader a line."""
-    from batcher.ledger import show_usd
-    from batcher.plan import kind
-
-    table = []
-    for offer in offers:
-        estimate = offer.estimate
-        if estimate is None:
-            table.append((offer.grader, offer.rubric, "", "", "", "", f"not possible: {offer.why_not}"))
-            continue
-        remark = _NOTES.get(kind(offer.grader), "calibrated" if offer.calibrated else "never calibrated")
-        table.append((
-            offer.grader, offer.rubric, f"{estimate.requests:,}", show_usd(estimate.usd, 2), show_usd(estimate.ceiling_usd, 2),
-            duration(estimate.seconds), f"leaves this machine: {offer.leaves_machine}; {remark}",
-        ))  # fmt: skip
-    print_table(("grader", "rubric", "rows", "expected", "at most", "time", ""), table, max_width=100)
-
-
 def open_grader(
-    store: Store, version_id: str, spec: str, rubric: str | None, max_hours: float | None
+    store: Store,
+    version_id: str,
+    spec: str,
+    rubric: str | None,
+    max_hours: float | None,
+    options: dict[str, Any] | None = None,
+    budget: Decimal | None = None,
 ) -> tuple[Backend, str]:
-    """The backend of a spec, `auto` resolved, and the rubric's name."""
-    from batcher.plan import choose, named_graders
+    """The backend of a spec with its settings, `auto` resolved, and the rubric's name."""
     from graders import open_backend
 
     if spec.strip() == "auto":
+        from batcher.cli.plans import make_offers
+        from batcher.ledger import balance
+        from batcher.plan import choose, named_graders
+
         named = named_graders()
-        chosen, why = choose([o for o in make_offers(store, version_id, named, rubric) if o.grader in named], max_hours)
+        if budget is None:
+            with store.reader() as con:
+                budget = balance(con).free
+        offers = make_offers(
+            store, version_id, named, rubric, options or {}, history=store, free_usd=budget, usual=not named
+        )
+        chosen, why = choose(offers, max_hours, free_usd=budget)
         note(f"grader {why}")
         spec = chosen.grader
-    return open_backend(spec), rubric_for(spec, rubric)
+        return open_backend(spec, meant_for(spec, options or {})), rubric_for(spec, rubric)
+    return open_backend(spec, meant_for(spec, options or {}, explicit=True)), rubric_for(spec, rubric)
 
 
 def grade_dataset(
@@ -172,6 +80,7 @@ def grade_dataset(
     retry: bool,
     quiet: bool,
     command: str,
+    positions: Sequence[int] | None = None,
 ) -> Summary:
     """One run, with the question before money is spent and a progress line while it goes."""
     from batcher.engine import Run
@@ -189,22 +98,26 @@ def grade_dataset(
         budget=budget,
         run_budget=run_budget,
         retry=retry,
+        positions=positions,
     ) as run:
         if backend.paid and len(run.questions):
             estimate = run.estimate()
             run.check_affordable(estimate)
-            _ask_consent(run, estimate, yes)
+            ask_consent(run, estimate, yes)
         with progress_line(backend.paid, quiet) as show:
             return run.go(show)
 
 
-def _ask_consent(run: Run, estimate: Estimate, yes: bool) -> None:
+def ask_consent(run: Run, estimate: Estimate, yes: bool) -> None:
+    """Show what it should cost and can cost at most, and ask. Raises UsageError where nobody agrees."""
     from batcher.ledger import show_usd
 
     note(
         f"{run.backend.name} will be asked about {estimate.requests:,} rows: {show_usd(estimate.usd)} expected, at most "
         f"{show_usd(estimate.ceiling_usd)}; leaves this machine: {run.backend.leaves_machine}"
     )
+    for line in estimate.notes:
+        note(f"  {line}")
     if yes:
         return
     if not sys.stdin.isatty():
@@ -214,7 +127,8 @@ def _ask_consent(run: Run, estimate: Estimate, yes: bool) -> None:
 
 
 def tell_summary(store: Store, summary: Summary, backend: Backend, dataset: str, run: Labels) -> None:
-    """The last lines: what was done, what it cost, what could not be read."""
+    """The last lines: what was done, what it cost beside what was predicted, what could not be read."""
+    from batcher.cli.plans import tell_prediction
     from batcher.ledger import show_usd
 
     rate = f", {summary.replied / summary.seconds:,.0f} rows/s" if summary.replied and summary.seconds else ""
@@ -231,11 +145,15 @@ def tell_summary(store: Store, summary: Summary, backend: Backend, dataset: str,
         note(f"  {show_usd(money['unresolved_usd'])} unresolved: sent, and no answer was seen")
     if summary.message:
         note(f"  {summary.message}")
+    tell_prediction(store, summary.run_id)
 
 
 @click.command("grade")
 @click.option(
-    "--grader", required=True, metavar="SPEC", help="rules, llama_cpp:model.gguf, fake, fake:SCRIPT.toml, or auto."
+    "--grader",
+    required=True,
+    metavar="SPEC",
+    help="openai_batch:MODEL, openai_chat:MODEL, llama_cpp:model.gguf, rules, fake, fake:SCRIPT.toml, or auto.",
 )
 @click.option("--rubric", metavar="R", help="accuracy, helpfulness, rules, or the path of your own .toml.")
 @click.option("--dataset", metavar="NAME", help="Which dataset (NAME, or NAME@2); the only one if not given.")
@@ -244,29 +162,57 @@ def tell_summary(store: Store, summary: Summary, backend: Backend, dataset: str,
 @run_budget_option
 @yes_option
 @click.option("--retry", is_flag=True, help="Ask again about rows that were given up.")
+@click.option("--no-wait", is_flag=True, help="Submit batches and leave; `alpasift collect` brings them later.")
+@click.option(
+    "--rehearse", is_flag=True, help="Run against a server on this machine, on a copy of the database, at $0."
+)
+@grader_options
 @max_hours_option
 @quiet_option
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.pass_obj
 def grade_command(
     db: str, grader: str, rubric: str | None, dataset: str | None, limit: int | None, budget: Decimal | None,
-    run_budget: Decimal | None, yes: bool, retry: bool, max_hours: float | None, quiet: bool, form: str | None,
+    run_budget: Decimal | None, yes: bool, retry: bool, no_wait: bool, rehearse: bool, max_hours: float | None, quiet: bool,
+    form: str | None, options: dict[str, Any],
 ) -> int:  # fmt: skip
     """Grade every row of a dataset. Stopped at any moment, the same command goes on from there.
 
     \b
     Example:
       alpasift grade --grader llama_cpp:model.gguf --rubric accuracy
-      alpasift grade --grader fake:paid.toml --budget 5 --yes
+      alpasift grade --grader openai_batch:gpt-4.1-nano --budget 5 --rehearse
+      alpasift grade --grader openai_batch:gpt-4.1-nano --budget 5 --no-wait
     """
-    from dataclasses import asdict
+    from contextlib import ExitStack
 
     from batcher.datasets import resolve
     from batcher.store import Store
 
     store = Store(db).existing()
-    version = resolve(store, dataset)
-    backend, rubric_name = open_grader(store, version.version_id, grader, rubric, max_hours)
+    stack = ExitStack()
+    with stack:
+        if rehearse:
+            from batcher.rehearse import rehearsal
+
+            store, options, budget = stack.enter_context(rehearsal(store, grader, options, budget))
+            yes = True
+        version = resolve(store, dataset)
+        options = {**options, "wait": False} if no_wait else options
+        return _grade(
+            store, version, grader, rubric, options, limit=limit, budget=budget, run_budget=run_budget, yes=yes, retry=retry,
+            max_hours=max_hours, quiet=quiet, form=form, rehearse=rehearse,
+        )  # fmt: skip
+
+
+def _grade(
+    store: Store, version: DatasetVersion, grader: str, rubric: str | None, options: dict[str, Any], *, limit: int | None,
+    budget: Decimal | None, run_budget: Decimal | None, yes: bool, retry: bool, max_hours: float | None, quiet: bool,
+    form: str | None, rehearse: bool,
+) -> int:  # fmt: skip
+    from dataclasses import asdict
+
+    backend, rubric_name = open_grader(store, version.version_id, grader, rubric, max_hours, options, budget)
     try:
         summary = grade_dataset(
             store, version.version_id, backend, rubric_name, limit=limit, budget=budget, run_budget=run_budget, yes=yes,
@@ -278,9 +224,14 @@ def grade_command(
     tell_summary(store, summary, backend, version.label, run)
     if form:
         print_json(asdict(summary))
-    elif summary.scored or summary.already:
+    elif summary.outcome == "done" and (summary.scored or summary.already):
         tell_grades(store, version.version_id, run)
-    note("next: alpasift scores" if summary.outcome == "done" else "not finished; the same command goes on")
+    if rehearse:
+        note(
+            "this was a rehearsal: nothing was sent anywhere and nothing of it is kept; without --rehearse the command is real"
+        )
+    else:
+        note("next: alpasift scores" if summary.outcome == "done" else "not finished; the same command goes on")
     return 0 if summary.outcome == "done" else 4
 
 

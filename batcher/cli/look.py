@@ -208,6 +208,7 @@ def status_command(db: str, form: str | None) -> None:
         "datasets": store.query("datasets"),
         "graded": store.query("progress"),
         "selections": store.query("selections"),
+        "batches": store.query("batches", all=None),
         "open_attempts": store.query("open_attempts"),
         "ledger": store.query("ledger")[0],
     }
@@ -219,12 +220,15 @@ def status_command(db: str, form: str | None) -> None:
         ("datasets", "datasets"),
         ("graded", "graded"),
         ("selections", "selections"),
-        ("open attempts", "open_attempts"),
     ):
         rows = found[key]
         if rows:
             click.echo(f"\n{title}")
             print_table(list(rows[0]), [list(r.values()) for r in rows])
+    print_batches(found["batches"])
+    calls = len(found["open_attempts"]) - len(found["batches"])
+    if calls > 0:
+        click.echo(f"\n{calls:,} calls or blocks are open" + ("" if running else "; the next run closes them"))
     money = found["ledger"]
     budget = money["budget_usd"]
     click.echo(
@@ -232,6 +236,25 @@ def status_command(db: str, form: str | None) -> None:
         f"reserved {show_usd(money['reserved_usd'])}, unresolved {show_usd(money['unresolved_usd'])}"
         + (f", free {show_usd(money['free_usd'])}" if budget is not None else "")
     )
+
+
+def print_batches(rows: list[dict[str, Any]]) -> None:
+    """The batches that are out, one a line: phase, counts, age, expiry, money."""
+    from batcher.ledger import show_usd
+
+    if not rows:
+        return
+    click.echo("\nbatches that are out (`alpasift collect` asks after them)")
+    table = [
+        (
+            row["batch_id"] or f"attempt {str(row['attempt_id'])[:8]}", row["grader"], row["phase"], row["lines"], row["completed"],
+            row["failed"], f"{row['age_hours']:.1f} h", row["expires_at"], show_usd(row["reserved_usd"]),
+            show_usd(row["unresolved_usd"]), row["says"] or "",
+        )
+        for row in rows
+    ]  # fmt: skip
+    columns = ("batch", "grader", "phase", "rows", "done", "failed", "age", "expires", "reserved", "unresolved", "")
+    print_table(columns, table)
 
 
 def limits(command: Any) -> Any:

@@ -7,7 +7,7 @@ answer, the reply is the score alone; the explanation, which comes after the sco
 
 from __future__ import annotations
 
-import json
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
 from batcher.store import hash_id
@@ -23,6 +23,7 @@ class Grade:
 
     def __init__(self, rubric: Rubric) -> None:
         self.rubric = rubric
+        self.choices = rubric.choices if rubric.score == "first" and not rubric.gives_reason else None
         self.decoding: dict[str, Any] = {
             "contract": "score",
             "max_tokens": rubric.max_tokens,
@@ -33,14 +34,15 @@ class Grade:
     def request(self, example_id: str, example: Example, setup_id: str, sample: int) -> Request:
         """The question about one example. Its key hashes the setup (which covers the fixed text), example, row text, sample."""
         messages = self.rubric.messages(example, f"{self.rubric.name}:{example_id}")
+        asked = "[" + ", ".join(f"[{_quoted(role)}, {_quoted(text)}]" for role, text in messages[1:]) + "]"
         return Request(
-            key=hash_id("question", setup_id, example_id, json.dumps(messages[1:]), str(sample)),
+            key=hash_id("question", setup_id, example_id, asked, str(sample)),
             messages=messages,
             example=example,
             rubric=self.rubric.name,
             max_tokens=self.rubric.max_tokens,
             temperature=0.0,
-            choices=self.rubric.choices if self.rubric.score == "first" and not self.rubric.gives_reason else None,
+            choices=self.choices,
             sample=sample,
         )
 

@@ -6,7 +6,7 @@ select
     coalesce(e.outcome, case when r.started_at < (select max(started_at) from runs) then 'died' end) as outcome, e.seconds,
     (e.facts::json ->> 'replied')::bigint as replied,
     (e.facts::json ->> 'scored')::bigint as scored,
-    coalesce((select sum(l.spent_usd) from ledger l where l.run_id = r.run_id), 0)::decimal(38, 15) as spent_usd,
+    coalesce((select sum(l.spent_usd) from ledger l where l.run_id = r.run_id and l.kind <> 'forked'), 0)::decimal(38, 15) as spent_usd,
     coalesce((select sum(l.unresolved_usd) from ledger l where l.run_id = r.run_id), 0)::decimal(38, 15) as unresolved_usd,
     e.facts::json ->> 'message' as message, s.grader_id, s.rubric_id
 from runs r
