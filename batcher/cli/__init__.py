@@ -21,8 +21,12 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("data", "Bring instruction data into the database."),
     "export": ("data", "Write a selection or a dataset to a file."),
-    "plan": ("grade", "What each grader would cost and take for these rows; spends nothing."),
+    "plan": ("plans", "What each grader would cost and take for these rows; spends nothing."),
+    "probe": ("plans", "Grade a random sample and project: scores, kept share, cost of the whole."),
     "grade": ("grade", "Grade every row of a dataset."),
+    "collect": ("batches", "Bring what has come of the batches that are out."),
+    "cancel": ("batches", "Stop a batch that is out and settle what was done."),
+    "batch": ("batches", "Carry batches by hand: export request files, import results."),
     "scores": ("look", "The score distribution, and what each threshold would keep."),
     "select": ("choose", "Choose a subset by score, share, SQL or length, with a manifest."),
     "filter": ("choose", "Import, grade, choose and write, in one go."),
@@ -96,8 +100,9 @@ def cli(ctx: click.Context, db: str) -> None:
 def _exit_code(error: BaseException) -> int:
     from batcher.ledger import NoBudget
     from graders import BackendUnavailable, BudgetExceeded
+    from graders.prices import NoBatchPrice, UnknownPrice
 
-    if isinstance(error, BackendUnavailable):
+    if isinstance(error, BackendUnavailable | NoBatchPrice | UnknownPrice):
         return 3
     if isinstance(error, BudgetExceeded):
         return 4
