@@ -24,6 +24,7 @@ def main() -> None:
         ["start_up.py"],
         ["filter_rules.py", "--data", options.data],
         ["llama_sharing.py", "--data", options.data],
+        ["openai_batch_52k.py", "--data", options.data],
         ["import_speed.py", "--data", options.data, "--rows", options.rows],
     ]
     failed = []

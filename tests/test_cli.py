@@ -213,7 +213,7 @@ def test_a_budget_of_zero_sends_nothing(alpasift: Call, tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(PAID)
     alpasift("import", EXAMPLES)
     ran = alpasift("grade", "--grader", "fake:p.toml", "--budget", "0", "--yes")
-    one_clear_line(ran, 4, "nothing was sent", "not even one row fits")
+    one_clear_line(ran, 4, "nothing was sent", "Not even one row fits")
     assert alpasift("sql", "select count(*) as n from attempts", "--json").json == [{"n": 0}]
 
 
@@ -231,7 +231,9 @@ def test_a_budget_too_small_stops_with_code_four_and_says_what_fits(alpasift: Ca
 def test_plan_spends_nothing_and_auto_never_takes_rules_or_fake(alpasift: Call, tmp_path: Path) -> None:
     alpasift("import", EXAMPLES)
     found = alpasift("plan", "--json").json
-    assert {offer["grader"] for offer in found["offers"]} == {"rules", "fake"}
+    offers = {offer["grader"]: offer for offer in found["offers"]}
+    assert set(offers) == {"rules", "fake", "openai_batch:gpt-4.1-nano", "openai_batch:gpt-4o-mini"}
+    assert "OPENAI_API_KEY" in offers["openai_batch:gpt-4o-mini"]["why_not"], "priced, and not possible without a key"
     assert found["auto"]["grader"] is None
     one_clear_line(alpasift("grade", "--grader", "auto"), 3, "--grader llama_cpp:PATH.gguf", "alpasift doctor")
     named = alpasift("plan", "--grader", "llama_cpp:no.gguf", "--json").json
@@ -245,7 +247,9 @@ def test_plan_spends_nothing_and_auto_never_takes_rules_or_fake(alpasift: Call, 
 
 def test_an_unknown_grader_or_rubric_lists_what_there_is(alpasift: Call) -> None:
     alpasift("import", EXAMPLES)
-    one_clear_line(alpasift("grade", "--grader", "gpt"), 1, "'gpt'", "fake, llama_cpp, rules")
+    one_clear_line(
+        alpasift("grade", "--grader", "gpt"), 1, "'gpt'", "fake, llama_cpp, openai_batch, openai_chat, rules"
+    )
     one_clear_line(alpasift("grade", "--grader", "fake", "--rubric", "beauty"), 1, "accuracy, helpfulness, rules")
     one_clear_line(alpasift("grade", "--grader", "rules", "--rubric", "accuracy"), 3, "rules")
 

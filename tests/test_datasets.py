@@ -87,7 +87,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     else:
         data = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode("utf-8")
     if path.suffix == ".gz":
-        data = gzip.compress(data)
+        data = gzip.compress(data, mtime=0)
     if path.suffix == ".zst":
         data = zstandard.compress(data)
     path.write_bytes(data)
@@ -687,11 +687,11 @@ GOOD = b'{"instruction": "a", "output": "b"}\n'
         ("a.json", b"[]", "holds no rows"),
         ("a.txt", GOOD, "suffix does not say"),
         ("a.json", b"\x89PNG\r\n\x1a\n", "a PNG picture"),
-        ("a.jsonl", gzip.compress(GOOD), "holds gzip data; give it the suffix .gz"),
+        ("a.jsonl", gzip.compress(GOOD, mtime=0), "holds gzip data; give it the suffix .gz"),
         ("a.jsonl.gz", GOOD, "holds JSON lines; take .gz off"),
-        ("a.jsonl.gz", gzip.compress(GOOD * 99)[:-9], "Truncated"),
+        ("a.jsonl.gz", gzip.compress(GOOD * 99, mtime=0)[:-9], "Truncated"),
         ("a.jsonl.zst", zstandard.compress(GOOD * 99)[:-5], "Truncated"),
-        ("a.jsonl.gz", gzip.compress(b"PK\x03\x04"), "a zip archive"),
+        ("a.jsonl.gz", gzip.compress(b"PK\x03\x04", mtime=0), "a zip archive"),
         ("a.parquet", GOOD, "called .parquet but holds JSON lines"),
         ("a.parquet", b"PAR1 and then nothing", "cannot be read"),
         ("a.json", b"PAR1abc", "a parquet file; give it the suffix .parquet"),

@@ -54,3 +54,12 @@ def test_the_rubric_of_the_manual_is_a_rubric() -> None:
 def test_the_fixed_text_of_a_rubric_is_long_enough_to_be_worth_sharing() -> None:
     for name in ("accuracy", "helpfulness"):
         assert len(load_rubric(name).system.split()) > 200
+
+
+def test_the_table_of_faults_names_a_test_for_each_of_the_36() -> None:
+    tests = (ROOT / "tests" / "test_faults.py").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \|.*\| (`test_.*`) \|$", (ROOT / "docs" / "faults.md").read_text("utf-8"), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 37))
+    for _, names in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            assert f"def {name}(" in tests, name

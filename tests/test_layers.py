@@ -13,12 +13,14 @@ from conftest import ROOT, cli_environment
 FLOORS: dict[str, float] = {
     "batcher.cli": 5,
     "batcher.tasks": 4, "batcher.plan": 4, "batcher.search": 4, "batcher.select": 4, "batcher.agree": 4, "batcher.report": 4,
-    "batcher.explore": 4,
+    "batcher.explore": 4, "batcher.batches": 4.5, "batcher.rehearse": 4.5, "batcher.accounts": 3,
     "batcher.engine": 3,
     "batcher.ledger": 2, "batcher.datasets": 2, "batcher.spool": 2, "batcher.questions": 2,
+    "batcher.identity": 1.5,
     "batcher.store": 1, "batcher.formats": 1, "batcher.shapes": 1, "batcher.exports": 1,
     "train.data": 1, "train.sft": 1, "train.export": 1,
-    "graders": 0, "graders.rubric": 0, "graders.prices": 0, "graders.reading": 0.5, "train.memory": 0, "train": 0, "sql": 0,
+    "graders": 0, "graders.rubric": 0, "graders.prices": 0.2, "graders.tokens": 0.1, "graders.reading": 0.5,
+    "graders.rehearsal": 0.1, "graders.openai_api": 0.3, "graders.batch_files": 0.4, "graders.batch_desk": 0.5, "train.memory": 0, "train": 0, "sql": 0,
 }  # fmt: skip
 BESIDE = {"batcher.formats", "batcher.shapes", "batcher.exports"}
 """Rooms of one floor that `datasets` is made of; they may know each other."""
