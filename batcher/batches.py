@@ -74,7 +74,7 @@ def _group(rows: Sequence[Mapping[str, Any]], by_hand: bool) -> Group:
 
 
 def _run(store: Store, group: Group, backend: Backend, command: str) -> Run:
-    task = Grade(rubric_of(group.rubric))
+    task = Grade(rubric_of(group.rubric), json.loads(group.setup.decoding)["contract"])
     return Run(store, task, backend, group.version_id, command=command, setup=group.setup, collecting=True)
 
 

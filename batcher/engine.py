@@ -130,7 +130,7 @@ class Run:
         self.collecting = collecting
         self.planned: Estimate | None = None
         self.run_id = new_id()
-        self.about: dict[str, str] = {}
+        self.about: dict[str, tuple[str, int]] = {}
         self.buffer: list[Reply] = []
         self.flushed = time.monotonic()
         self.spool = spool.spool_of(store.path)
@@ -146,8 +146,10 @@ class Run:
 
     def __enter__(self) -> Run:
         refusal = self.backend.refuses(self.task.rubric.name)
+        if refusal is None and not self.collecting:
+            refusal = self.backend.cannot(self.task.probe())
         if refusal:
-            raise BackendUnavailable(refusal)
+            raise BackendUnavailable(f"{self.backend.name}: {refusal}")
         self._exit.enter_context(run_lock(self.store.path))
         try:
             self._prepare()
@@ -195,10 +197,10 @@ class Run:
             return
         self.questions, self.already = pending(self.store, self.task, self.backend, self.version_id, retry=self.retry)
         if self.only is not None:
-            self.questions.positions = array("q", (p for p in self.questions.positions if p in self.only))
+            self.questions = self.questions.only(self.only)
         self.matching = len(self.questions) + self.already
         if self.limit is not None:
-            self.questions.positions = self.questions.positions[: self.limit]
+            self.questions = self.questions.first(self.limit)
         self.asked = len(self.questions)
         self.progress = Progress(self.asked + self._out())
 
@@ -216,11 +218,14 @@ class Run:
                     path.unlink(missing_ok=True)
 
     def _again(self) -> array[int]:
-        """Positions of the rows whose newest answer, which came in this run, is of no use though another may be."""
-        parameters = {"version_id": self.version_id, "setup_id": self.setup.setup_id, "since": self.since}
+        """The questions whose newest answer, which came in this run, is of no use though another may be."""
+        parameters = {
+            "version_id": self.version_id, "setup_id": self.setup.setup_id, "since": self.since,
+            "samples": self.task.samples,
+        }  # fmt: skip
         with self.store.reader() as con:
             found = rows(con, named_query("to_ask_again").text, parameters).rows
-        return array("q", (p for (p,) in found if self.only is None or p in self.only))
+        return array("q", (a for (a,) in found if self.only is None or a // self.task.samples in self.only))
 
     def estimate(self) -> Estimate:
         """What the questions of this run should take; it is kept with the run, beside what it took. Sends nothing.
@@ -233,7 +238,7 @@ class Run:
             self.planned = self.backend.estimate(self.questions)
             return self.planned
         every = rows_to_ask / SAMPLE_ROWS
-        sample = array("q", (self.questions.positions[int(i * every)] for i in range(SAMPLE_ROWS)))
+        sample = array("q", (self.questions.asks[int(i * every)] for i in range(SAMPLE_ROWS)))
         counted = self.backend.estimate(Questions(self.store, self.task, self.setup, self.version_id, sample))
         self.planned = _scaled(counted, rows_to_ask)
         return self.planned
@@ -310,13 +315,13 @@ class Run:
 
     def _outcome(self) -> tuple[str, str | None]:
         """ "done", or "partial" when some of the rows of this run still have to be asked about."""
-        asked = set(self.questions.positions)
+        asked = set(self.questions.asks)
         out = self._out()
         if out:
             return "partial", f"{out:,} rows are out with batches; `alpasift collect` brings what has come"
         if asked and self._may_lack(len(asked)):
             still, _ = pending(self.store, self.task, self.backend, self.version_id)
-            without = sum(position in asked for position in still.positions)
+            without = sum(ask in asked for ask in still.asks)
             if without:
                 return (
                     "partial",
@@ -432,7 +437,7 @@ class Run:
 
     def _asked(self, con: Connection, keys: Sequence[str]) -> None:
         """Write down, with the attempt that is being opened, which example each of its questions is about."""
-        known = [(key, self.setup.setup_id, self.about[key], 0) for key in keys if key in self.about]
+        known = [(key, self.setup.setup_id, *self.about[key]) for key in keys if key in self.about]
         append(con, "questions", ("key", "setup_id", "example_id", "sample"), known, unique=True)
 
     def _opened(self, keys: Sequence[str]) -> None:
@@ -556,8 +561,17 @@ class Run:
         """Read stored replies of this setup that the present parser has not read yet. Asks nobody."""
         found = rows(con, named_query("unread").text, {"setup_id": self.setup.setup_id, "reader": READER}).rows
         again = [
-            Reply(str(a), str(k), r, outcome, text=body, finish_reason=finish, error=error)
-            for a, k, r, outcome, body, finish, error in found
+            Reply(
+                str(a),
+                str(k),
+                r,
+                outcome,
+                text=body,
+                finish_reason=finish,
+                error=error,
+                logprobs=json.loads(logprobs) if logprobs else None,
+            )
+            for a, k, r, outcome, body, finish, error, logprobs in found
         ]
         for start in range(0, len(again), 5000):
             write_readings(con, [(reply, self._read(reply)) for reply in again[start : start + 5000]])
@@ -591,12 +605,13 @@ def write_readings(con: Connection, pairs: Sequence[tuple[Reply, Reading]]) -> i
             ledger.stored_text(r.request_id),
             READER,
             x.score,
+            x.expected,
             x.reason,
             ledger.stored_text(x.explanation),
             now,
         )
         for r, x in pairs
     ]
-    columns = ("attempt_id", "key", "request_id", "reader", "score", "reason", "explanation", "recorded_at")
+    columns = ("attempt_id", "key", "request_id", "reader", "score", "expected", "reason", "explanation", "recorded_at")
     append(con, "readings", columns, table, unique=True)
     return sum(reading.score is not None for _, reading in pairs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,15 @@ class Task(Protocol):
 
     @property
     def decoding(self) -> Mapping[str, Any]: ...
+
+    @property
+    def samples(self) -> int:
+        """How often each example is asked about."""
+        ...
+
+    def probe(self) -> Request:
+        """A question made like all others, about an empty example."""
+        ...
 
     def request(self, example_id: str, example: Example, setup_id: str, sample: int) -> Request: ...
 
@@ -85,7 +94,8 @@ def _register(con: Connection, table: str, id_column: str, identity: str, name: 
 class Questions:
     """What a setup still has to ask about a dataset version, rendered page by page: memory does not grow with it.
 
-    Can be gone through again. `about` remembers, where one is given, which example each rendered key is about.
+    `asks` holds a number for each question, position * task.samples + sample: the samples of a row stand together. Can
+    be gone through again. `about` remembers, where one is given, which example and sample each rendered key is about.
     """
 
     def __init__(
@@ -94,24 +104,52 @@ class Questions:
         task: Task,
         setup: Setup,
         version_id: str,
-        positions: array[int],
-        about: dict[str, str] | None = None,
+        asks: array[int],
+        about: dict[str, tuple[str, int]] | None = None,
     ) -> None:
         self.store, self.task, self.setup, self.version_id = store, task, setup, version_id
-        self.positions, self.about = positions, about
+        self.asks, self.about = asks, about
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self.asks)
 
     def __iter__(self) -> Iterator[Request]:
-        for start in range(0, len(self.positions), PAGE_ROWS):
-            for example_id, example in self._page(self.positions[start : start + PAGE_ROWS]):
-                request = self.task.request(example_id, example, self.setup.setup_id, 0)
+        samples = self.task.samples
+        for start in range(0, len(self.asks), PAGE_ROWS):
+            page = self.asks[start : start + PAGE_ROWS]
+            found = self._page(array("q", dict.fromkeys(ask // samples for ask in page)))
+            for ask in page:
+                example_id, example = found[ask // samples]
+                request = self.task.request(example_id, example, self.setup.setup_id, ask % samples)
                 if self.about is not None:
-                    self.about[request.key] = example_id
+                    self.about[request.key] = (example_id, ask % samples)
                 yield request
 
-    def _page(self, positions: array[int]) -> list[tuple[str, Example]]:
+    def only(self, positions: Container[int]) -> Questions:
+        """Those of the questions that are about rows at these positions."""
+        kept = array("q", (ask for ask in self.asks if ask // self.task.samples in positions))
+        return Questions(self.store, self.task, self.setup, self.version_id, kept)
+
+    def first(self, rows: int) -> Questions:
+        """Those of the questions that are about the first so many rows."""
+        samples, seen, end = self.task.samples, 0, 0
+        last: int | None = None
+        for end, ask in enumerate(self.asks):  # noqa: B007
+            if ask // samples != last:
+                last, seen = ask // samples, seen + 1
+                if seen > rows:
+                    break
+        else:
+            end = len(self.asks)
+        return Questions(self.store, self.task, self.setup, self.version_id, self.asks[:end])
+
+    @property
+    def rows(self) -> int:
+        """How many rows they are about."""
+        samples = self.task.samples
+        return len(self.asks) if samples == 1 else len({ask // samples for ask in self.asks})
+
+    def _page(self, positions: array[int]) -> dict[int, tuple[str, Example]]:
         parameters = {
             "version_id": self.version_id,
             "low": positions[0],
@@ -120,24 +158,24 @@ class Questions:
         }
         with self.store.reader() as con:
             found = rows(con, named_query("examples_at").text, parameters).rows
-        return [
-            (
+        return {
+            position: (
                 i,
                 Example(
                     instruction, input_, output, system, tuple(Turn(*t) for t in json.loads(turns)) if turns else ()
                 ),
             )
-            for i, system, turns, instruction, input_, output in found
-        ]
+            for position, i, system, turns, instruction, input_, output in found
+        }
 
 
 def pending(
     store: Store, task: Task, backend: Backend, version_id: str, *, retry: bool = False
 ) -> tuple[Questions, int]:
-    """The questions that are still to be asked, and how many rows are answered already. Writes nothing."""
+    """The questions that are still to be asked, and how many are answered already. Writes nothing."""
     setup = setup_of(task, backend)
-    parameters = {"version_id": version_id, "setup_id": setup.setup_id, "retry": retry}
+    parameters = {"version_id": version_id, "setup_id": setup.setup_id, "retry": retry, "samples": task.samples}
     with store.reader() as con:
         found = rows(con, named_query("to_ask").text, parameters).rows
-    ask = array("q", (position for position, wanted in found if wanted))
-    return Questions(store, task, setup, version_id, ask), len(found) - len(ask)
+    asks = array("q", (ask for ask, wanted in found if wanted))
+    return Questions(store, task, setup, version_id, asks), len(found) - len(asks)

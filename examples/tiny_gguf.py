@@ -55,7 +55,8 @@ def byte_alphabet() -> list[str]:
 def lesson() -> str:
     """What the tokenizer learns from: LESSON, the rubrics and the example rows that stand beside this file."""
     here = Path(__file__).resolve().parent
-    files = [*sorted((here.parent / "graders" / "rubrics").glob("*.toml")), here / "instructions.jsonl"]
+    rubrics = [here.parent / "graders" / "rubrics" / f"{name}.toml" for name in ("accuracy", "helpfulness", "rules")]
+    files = [*rubrics, here / "instructions.jsonl"]
     return "\n".join([LESSON, *(path.read_text("utf-8") for path in files if path.exists())])
 
 

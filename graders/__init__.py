@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Outcome = Literal["answered", "rejected_free", "unknown"]
+Explain = Literal["no", "after", "before"]
+LEAD_TOKENS = 16
+"""Tokens of an answer that are kept for its last line, where free text comes before the choice."""
 
 
 class AlpaSiftError(Exception):
@@ -69,7 +72,15 @@ class Request:
     """One question. `key` identifies it: equal keys are the same question and are asked once.
 
     `messages` are (role, text) pairs, the fixed text first. `choices`, where given, are the only answers that count:
-    a backend that can constrain its decoding must. `sample` numbers repeated draws of the same question.
+    a backend that can constrain its decoding must. `sample` numbers repeated draws of the same question, which differ
+    where `temperature` is above 0.
+
+    explain        no      the answer is the choice alone; it ends with its line
+                   after   the choice on the first line, then free text; the choice is the same as under "no"
+                   before  free text, then a line of `lead` and the choice. A backend that can constrain its decoding
+                           writes that line itself when the text ends or has taken max_tokens - LEAD_TOKENS
+    json_schema    the answer is an object of this schema; `choices` are then not given
+    want_logprobs  the log-probability of every choice is wanted, in Reply.logprobs, the sum over them being 1
     """
 
     key: str
@@ -82,6 +93,8 @@ class Request:
     json_schema: Mapping[str, Any] | None = None
     want_logprobs: bool = False
     sample: int = 0
+    explain: Explain = "no"
+    lead: str = "Score: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +107,7 @@ class Reply:
     error    a short reason, "too_long: 5210 tokens, the context holds 4096" for instance; None when answered
     usage    tokens as the backend reports them, hostile until checked: prompt_tokens, completion_tokens,
              prompt_tokens_details, completion_tokens_details
-    logprobs label -> natural log probability, where asked for and known
+    logprobs choice -> natural log-probability among the choices, where asked for and known
     """
 
     attempt: str
@@ -234,11 +247,20 @@ class Backend(Protocol):
     """recorded beside the run, not hashed: library versions, threads"""
     paid: bool
     """whether answers cost API dollars; then a budget must be set"""
+    remarks: tuple[str, ...]
+    """what a person should know of it before it answers, a line each"""
     leaves_machine: str
     """what leaves this machine: "nothing", or "rows and rubric, to api.openai.com" """
 
     def refuses(self, rubric: str) -> str | None:
         """Why this backend cannot answer the rubric of that name, or None when it can."""
+        ...
+
+    def cannot(self, request: Request) -> str | None:
+        """Why this backend cannot answer requests made like this one (log-probabilities, a schema), or None when it can.
+
+        Looks at how the request is made and not at its row; sends nothing.
+        """
         ...
 
     def estimate(self, requests: Iterable[Request]) -> Estimate: ...
@@ -283,6 +305,10 @@ _NOT_BACKENDS = {
     "openai_api",
     "batch_files",
     "batch_desk",
+    "chat",
+    "choices",
+    "model_files",
+    "offline",
 }
 
 

@@ -16,6 +16,7 @@ Bare `fake` answers one of the choices by a hash of the row, at no cost. `fake:S
     outcome = "answered"                # rejected_free, unknown
     error = "backend_error: server said 500"
     usage = { prompt_tokens = 200, completion_tokens = 2 }
+    logprobs = { "4" = -2.3026, "4.5" = -0.1054 }
     delay_seconds = 0.5
     die = "sent"                        # kill this process: reserved (before sending), sent, answered
     times = 1                           # only so often, in one process
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import signal
@@ -44,7 +46,9 @@ from graders.prices import Price, PriceError, UsageError, ceiling, charge, per_m
 _KEYS = {
     "usd_per_million_input", "usd_per_million_output", "lines_per_attempt", "delay_seconds", "max_output_tokens", "bill", "reply",
 }  # fmt: skip
-_RULE_KEYS = {"match", "text", "finish_reason", "outcome", "error", "usage", "delay_seconds", "die", "times"}
+_RULE_KEYS = {
+    "match", "text", "finish_reason", "outcome", "error", "usage", "logprobs", "delay_seconds", "die", "times",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class Rule:
     outcome: Outcome = "answered"
     error: str | None = None
     usage: Mapping[str, Any] | None = None
+    logprobs: Mapping[str, float] | None = None
     delay_seconds: float = 0.0
     die: str | None = None
     times: int | None = None
@@ -116,13 +121,21 @@ def _check(script: Mapping[str, Any]) -> None:
         want(rule, "delay_seconds", number, 0)
         want(rule, "times", int, 1)
         want(rule, "usage", dict)
+        want(rule, "logprobs", dict)
+        if not all(isinstance(value, float) for value in rule.get("logprobs", {}).values()):
+            raise ValueError(f"logprobs = {rule['logprobs']!r}; natural logarithms, -0.1054 for instance")
         for key, allowed in (("outcome", get_args(Outcome)), ("die", ("reserved", "sent", "answered"))):
             if rule.get(key) not in (None, *allowed):
                 raise ValueError(f"{key} = {rule[key]!r}; it is one of {', '.join(allowed)}")
 
 
+_BECAUSE = "A hash of the row says so."
+
+
 class Fake:
     """See the head of this module."""
+
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, name: str, script: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
         self.name = name
@@ -142,6 +155,11 @@ class Fake:
 
     def refuses(self, rubric: str) -> str | None:
         return "the rubric `rules` is answered by the grader `rules` only" if rubric == "rules" else None
+
+    def cannot(self, request: Request) -> str | None:
+        if request.want_logprobs and not any(rule.logprobs for rule in self.rules):
+            return "log-probabilities are given only where its script holds `logprobs`"
+        return None
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
         count = tokens = output = 0
@@ -205,7 +223,8 @@ class Fake:
         text = rule.text if rule is not None and rule.text is not None else _hashed_choice(request)
         finish = rule.finish_reason if rule is not None else "stop"
         usage = self._usage(request, rule) if self.paid or (rule is not None and rule.usage is not None) else None
-        return Reply(attempt, request.key, identity, "answered", text, finish, self.name, usage)
+        logprobs = rule.logprobs if rule is not None and request.want_logprobs else None
+        return Reply(attempt, request.key, identity, "answered", text, finish, self.name, usage, logprobs)
 
     def _usage(self, request: Request, rule: Rule | None) -> dict[str, Any]:
         if rule is not None and rule.usage is not None:
@@ -227,7 +246,14 @@ def _prompt_tokens(request: Request) -> int:
 
 
 def _hashed_choice(request: Request) -> str:
+    """One of the choices by a hash of the row and, for a sample above the first, of its number; in the form asked for."""
     row = request.example
-    digest = hashlib.sha256("\0".join((row.instruction, row.input, row.output)).encode("utf-8", "replace")).digest()
+    hashed = "\0".join((row.instruction, row.input, row.output, *([str(request.sample)] if request.sample else [])))
+    place = int.from_bytes(hashlib.sha256(hashed.encode("utf-8", "replace")).digest()[:8], "big")
+    if request.json_schema is not None:
+        answers = request.json_schema["properties"]["score"]["enum"]
+        return json.dumps({"score": answers[place % len(answers)], "explanation": _BECAUSE})
     choices = request.choices or ("0", "1")
-    return choices[int.from_bytes(digest[:8], "big") % len(choices)]
+    choice = choices[place % len(choices)]
+    forms = {"no": choice, "after": f"{choice}\n{_BECAUSE}", "before": f"{_BECAUSE}\n{request.lead}{choice}"}
+    return forms[request.explain]

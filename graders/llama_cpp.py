@@ -16,8 +16,11 @@ A row is data. It is encoded with special tokens off, so the text "<|im_end|>" i
 nothing; only the chat template's own text may hold special tokens.
 
 Where a request has choices, the answer is one of them: a trie of the choices' tokens is walked, taking at each node the
-best continuation, where "the answer ends here" competes as the better of a newline and the end-of-text tokens.
-Only the model's usual encoding of a choice is considered. Knows nothing of rubrics, datasets or files of results.
+best continuation, where "the answer ends here" competes as the best of the tokens that begin
+with a newline and the end-of-text tokens.
+Only the model's usual encoding of a choice is considered. Where reasons come after the choice they cannot move it: it
+is chosen as if it stood alone, and then the text goes on. Where they come first, the text is written until it ends or
+has had its tokens, and then the last line is begun for the model ("Score: "), so that it has to choose. Knows nothing of rubrics, datasets or files of results.
 """
 
 from __future__ import annotations
@@ -31,14 +34,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graders import BackendError, BackendUnavailable, Estimate, Meter, Reply, Request, batched
+from graders import LEAD_TOKENS, BackendError, BackendUnavailable, Estimate, Meter, Reply, Request, batched
+from graders.chat import Layout, layout_of
+from graders.choices import Node, depth, inner_paths, logprobs_of, node_at, trie_of
+from graders.model_files import gguf_parts, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,9 +56,11 @@ if TYPE_CHECKING:
 CONTEXT = 4096  # tokens of one row and its answer; less where the model was trained on less
 ROWS = 16  # rows decoded together at most; each has one more sequence to try continuations in
 TOGETHER = 256, 1536  # the least and the most tokens of their own that such rows have; see _together
+LONG_ANSWER = 32  # tokens of an answer above which rows are packed as densely as the cache allows
 BATCH = 512  # tokens handed to one llama_decode
 OUTPUTS = 64  # positions of one llama_decode whose logits are kept
 BLOCK = 256  # requests of one attempt
+NEWLINES = 48  # tokens beginning with a newline that may end a choice; those of lowest number are the usual ones
 HEARTBEAT = 0.5  # seconds
 LOG_ERROR, LOG_CONTINUED = 4, 5  # levels of llama.cpp's log
 
@@ -91,20 +99,26 @@ class LlamaCpp:
         self._model = _Model(path)
         self.name = f"llama_cpp:{path.name}"
         self.fingerprint: Mapping[str, str] = {
-            "file": _sha256(path),
+            "file": sha256_of(gguf_parts(path)),
             "n_ctx": str(self._model.context),
             "flash_attn": "off",
             "kv": "f16",
             "template": hashlib.sha256(self._model.template.encode()).hexdigest() if self._model.template else "plain",
+            "ends": "newlines",
         }
         self.facts: Mapping[str, str] = {
             "llama-cpp-python": version("llama-cpp-python"),
             "threads": str(self._model.threads),
         }
+        plain = f"{path.name} has no chat template: the messages are given to it as plain text"
+        self.remarks: tuple[str, ...] = () if self._model.template else (plain,)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama_cpp")
 
     def refuses(self, rubric: str) -> str | None:
         return "the rubric `rules` is answered by the grader `rules` only" if rubric == "rules" else None
+
+    def cannot(self, request: Request) -> str | None:
+        return None
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
         """Tokens by counting characters, seconds by decoding some tokens of the first 16 requests for about a second."""
@@ -113,7 +127,7 @@ class LlamaCpp:
         for request in requests:
             count += 1
             characters += sum(len(text) for _, text in request.messages)
-            answers += 2 if request.choices else request.max_tokens
+            answers += 2 if request.choices and request.explain == "no" else request.max_tokens
             if len(sample) < ROWS:
                 sample.append(request)
         free = Decimal(0)
@@ -125,14 +139,16 @@ class LlamaCpp:
             shared = min((_shared(prompts[0].tokens, p.tokens) for p in prompts[1:]), default=0)
             own = sum(len(p.tokens) - shared for p in prompts) / len(prompts) + answers / count
             seconds = (shared + count * own) / self._worker.submit(self._model.tokens_per_second, prompts).result()
-        return Estimate(count, free, free, free, free, seconds, characters // 4, answers)
+        return Estimate(count, free, free, free, free, seconds, characters // 4, answers, notes=self.remarks)
 
     def answer(self, requests: Iterable[Request], meter: Meter) -> Iterator[list[Reply]]:
         model = self._model
         model.stopping = False
         task: Future[list[_Answer]] | None = None
         try:
-            for block in batched(requests, BLOCK):
+            for turn, block in enumerate(batched(requests, BLOCK)):
+                if turn == 0:
+                    self._check_rubric(block[0])
                 attempt = meter.open([r.key for r in block], Decimal(0), price=None, facts=self.facts)
                 number = {r.key: i for i, r in enumerate(block)}
                 prompts: list[_Prompt] = []
@@ -142,7 +158,7 @@ class LlamaCpp:
                         yield [self._reply(attempt, number[request.key], request, prompt)]
                     else:
                         prompts.append(prompt)
-                for group in _groups(prompts, model.together):
+                for group in _groups(prompts, model.together, model.cells):
                     task = self._worker.submit(model.answer, group)
                     while True:
                         try:
@@ -162,6 +178,16 @@ class LlamaCpp:
         self._worker.shutdown()
         self._model.close()
 
+    def _check_rubric(self, request: Request) -> None:
+        """Raise BackendError when not even the fixed text of requests like this one fits the context."""
+        *fixed, (role, _) = request.messages
+        found = self._model.prompt(replace(request, messages=(*fixed, (role, ""))))
+        if isinstance(found, str) and found.startswith("too_long"):
+            raise BackendError(
+                f"the rubric's fixed text and its answer do not fit {self._model.path.name} ({found.partition(': ')[2]}); "
+                "choose a model with a longer context, or shorten the rubric"
+            )
+
     def _reply(self, attempt: str, number: int, request: Request, answer: _Answer | str) -> Reply:
         identity, model = f"{attempt}:{number}", self._model.path.name
         if isinstance(answer, str):
@@ -174,26 +200,13 @@ class LlamaCpp:
         )
 
 
-@dataclass(slots=True)
-class _Node:
-    """A place in the trie of choices: the tokens that lead to it, what may follow, the choice that may end here."""
-
-    path: tuple[int, ...]
-    label: str | None = None
-    children: list[_Node] = field(default_factory=list)
-
-    @property
-    def decides(self) -> bool:
-        return len(self.children) + (self.label is not None) > 1
-
-
 @dataclass(frozen=True, slots=True)
 class _Prompt:
     """A request, encoded. `limit` is the most tokens that its answer can take in the cache."""
 
     request: Request
     tokens: Tokens
-    trie: _Node | None
+    trie: Node | None
     grammar: bytes | None
     limit: int
 
@@ -269,12 +282,13 @@ class _Model:
         self.batch = _Batch(lib)
         self.prefix: Tokens = self.batch.tokens[:0].copy()  # what sequence 0 holds
         self.ends = [t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self.vocab, t)]
-        self.ends_choice = [*self.encode("\n", False)[-1:].tolist(), *self.ends]
+        newlines = [t for t in range(self.n_vocab) if self.text(t).startswith(b"\n")][:NEWLINES]
+        self.ends_choice = [*(newlines or self.encode("\n", False)[-1:].tolist()), *self.ends]
         template = lib.llama_model_chat_template(self.pointer, None)
         self.template: str = template.decode("utf-8", "replace") if template else ""
-        self._layouts: dict[tuple[str, ...], list[str | int]] = {}
+        self._layouts: dict[tuple[str, ...], Layout] = {}
         self._encode_again = lru_cache(maxsize=256)(self.encode)  # the fixed texts stay in it, as they come every time
-        self._tries: dict[tuple[tuple[str, ...], str], _Node] = {}
+        self._tries: dict[tuple[tuple[str, ...], str], Node] = {}
 
     def close(self) -> None:
         if self.context_pointer:
@@ -304,8 +318,10 @@ class _Model:
         begin = self.lib.llama_vocab_bos(self.vocab)
         if self.lib.llama_vocab_get_add_bos(self.vocab) and begin >= 0 and tokens[0] != begin:
             tokens = np.concatenate([np.array([begin], np.int32), tokens])
-        trie = self._trie(request.choices, str(layout[-1])) if request.choices else None
-        limit = _depth(trie) if trie else request.max_tokens
+        tail = request.lead if request.explain == "before" else str(layout[-1])
+        trie = self._trie(request.choices, tail) if request.choices else None
+        limit = request.max_tokens if trie is None else depth(trie)
+        limit += request.max_tokens if trie is not None and request.explain != "no" else 0
         if len(tokens) + limit > self.context:
             return f"too_long: {len(tokens) + limit} tokens, the context holds {self.context}"
         grammar = None
@@ -334,36 +350,29 @@ class _Model:
                 return tokens[:count]
             room = -count
 
-    def _layout(self, roles: tuple[str, ...]) -> list[str | int]:
+    def _layout(self, roles: tuple[str, ...]) -> Layout:
         """The template for messages of these roles: its own texts, and the numbers of the messages between them."""
         if roles not in self._layouts:
-            self._layouts[roles] = _layout(roles, self.template, self._special("bos"), self._special("eos"))
+            begin, end = self._special("bos"), self._special("eos")
+            self._layouts[roles] = layout_of(roles, lambda messages: _render(self.template, messages, begin, end))
         return self._layouts[roles]
 
     def _special(self, name: str) -> str:
         token = getattr(self.lib, f"llama_vocab_{name}")(self.vocab)
         return "" if token < 0 else str(self.lib.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
 
-    def _trie(self, choices: tuple[str, ...], tail: str) -> _Node:
+    def _trie(self, choices: tuple[str, ...], tail: str) -> Node:
         """The choices as they are encoded after the template's last text, `tail`."""
         if (choices, tail) not in self._tries:
             before = self.encode(tail, True, True).tolist()
-            root = _Node(())
+            encoded = {}
             for choice in choices:
                 joined = self.encode(tail + choice, True, True).tolist()
                 if joined[: len(before)] == before:
-                    tokens = joined[len(before) :]
+                    encoded[choice] = joined[len(before) :]
                 else:
-                    tokens = self.encode(choice, False, True).tolist()
-                node = root
-                for token in tokens:
-                    known = [child for child in node.children if child.path[-1] == token]
-                    if not known:
-                        known = [_Node((*node.path, token))]
-                        node.children += known
-                    node = known[0]
-                node.label = choice
-            self._tries[choices, tail] = root
+                    encoded[choice] = self.encode(choice, False, True).tolist()
+            self._tries[choices, tail] = trie_of(encoded)
         return self._tries[choices, tail]
 
     # From tokens to answers
@@ -385,9 +394,12 @@ class _Model:
             for row in rows:
                 self.lib.llama_memory_seq_cp(self.memory, 0, row.sequence, -1, -1)
             self._extend(rows, [row.prompt.tokens[group.shared :] for row in rows])
-            self._score([row for row in rows if row.prompt.trie and row.prompt.request.want_logprobs])
             writing = rows
-            while writing := [row for row in writing if row.step()]:
+            while True:
+                self._score([row for row in writing if row.to_score])
+                writing = [row for row in writing if row.step()]
+                if not writing:
+                    break
                 self._extend(writing, [row.take() for row in writing])
             self.lib.llama_memory_seq_keep(self.memory, 0)
             return [row.finish() for row in rows]
@@ -404,7 +416,7 @@ class _Model:
 
     def _score(self, rows: list[_Row]) -> None:
         """Note the logits at every inner node of the rows' tries, each path in a copy of the row's sequence."""
-        paths = {row.sequence: _inner_paths(row.prompt.trie) for row in rows}
+        paths = {row.sequence: inner_paths(row.prompt.trie) for row in rows}
         for row in rows:
             row.note((), row.logits)
         for turn in range(max(map(len, paths.values()), default=0)):
@@ -503,12 +515,14 @@ class _Model:
 
 
 class _Row:
-    """One prompt in its sequence of the cache, on the way to its answer."""
+    """One prompt in its sequence of the cache, on the way to its answer: a choice, free text, or one after the other."""
 
     def __init__(self, model: _Model, prompt: _Prompt, sequence: int, position: int) -> None:
         self.model, self.prompt, self.sequence, self.position = model, prompt, sequence, position
         self.logits: Any = None  # (n_vocab,) float32, at the last token decoded
         self.node = prompt.trie
+        self.chooses = prompt.trie is not None and prompt.request.explain != "before"
+        self.chosen: str | None = None
         self.noted: dict[tuple[int, ...], Any] = {}
         self.pending: list[int] = []  # tokens of the answer that are not in the cache yet
         self.count = 0  # tokens of the answer
@@ -522,9 +536,36 @@ class _Row:
             seed = hashlib.sha256(f"{prompt.request.key}\0{prompt.request.sample}".encode("utf-8", "replace")).digest()
             self.random = np.random.default_rng(int.from_bytes(seed, "big"))
 
+    @property
+    def to_score(self) -> bool:
+        """Whether the probabilities of the choices are wanted and can be had at the logits in hand."""
+        return self.chooses and not self.noted and self.prompt.request.want_logprobs
+
     def step(self) -> bool:
         """Go on as far as the logits in hand allow. True when `take` has tokens to be decoded first."""
-        return self._write() if self.node is None else self._walk(self.node)
+        explain = self.prompt.request.explain
+        if self.chooses:
+            assert self.node is not None
+            if self._walk(self.node):
+                return True
+            self.chooses, self.chosen = False, self.node.label or ""
+            self.written += self.chosen.encode()
+            if explain == "after":
+                self._say("\n")
+            return explain == "after"
+        if self._write():
+            return True
+        if explain == "before" and self.prompt.trie is not None and self.chosen is None and not self.chooses:
+            self._say("" if not self.written or self.written.endswith(b"\n") else "\n")
+            self._say(self.prompt.request.lead)
+            self.chooses, self.finish_reason = True, "stop"
+        return self.chooses
+
+    def _say(self, text: str) -> None:
+        """Put words into the model's mouth."""
+        if text:
+            self.pending += self.model.encode(text, False, True).tolist()
+            self.written += text.encode()
 
     def take(self) -> list[int]:
         tokens, self.pending = self.pending, []
@@ -534,28 +575,23 @@ class _Row:
         """Keep the log-probabilities of what may follow at the node of that path."""
         import numpy as np
 
-        node = self.prompt.trie
-        for depth, token in enumerate(path):
-            node = next(child for child in node.children if child.path[depth] == token) if node else None
-        assert node is not None
+        assert self.prompt.trie is not None
+        node = node_at(self.prompt.trie, path)
         top = logits.max()
         self.noted[path] = self._options(node, logits) - (top + np.log(np.exp(logits - top, dtype=np.float64).sum()))
 
     def finish(self) -> _Answer:
         answer = _Answer(self.prompt.request, len(self.prompt.tokens), self.count, finish_reason=self.finish_reason)
-        if self.node is None:
-            answer.text = self.written.decode("utf-8", "replace")
-        else:
-            answer.text = self.node.label or ""
-            if self.noted and self.prompt.trie is not None:
-                answer.logprobs = self._logprobs(self.prompt.trie)
+        answer.text = self.written.decode("utf-8", "replace")
+        if self.noted and self.prompt.trie is not None:
+            answer.logprobs = logprobs_of(self.prompt.trie, self.noted, self.prompt.request.choices or ())
         return answer
 
     def close(self) -> None:
         if self.grammar:
             self.grammar.close()
 
-    def _walk(self, node: _Node) -> bool:
+    def _walk(self, node: Node) -> bool:
         while node.children:
             if node.decides:
                 if node.path not in self.noted and self.pending:
@@ -574,6 +610,7 @@ class _Row:
         return False
 
     def _write(self) -> bool:
+        request = self.prompt.request
         logits = self.logits if self.grammar is None else self.grammar.allowed(self.logits)
         token = self._pick(logits)
         if token in self.model.ends or logits[token] == -float("inf"):
@@ -582,18 +619,24 @@ class _Row:
             self.grammar.accept(token)
         self.count += 1
         self.written += self.model.text(token)
-        if self.prompt.request.max_tokens <= 16 and self.grammar is None:
+        if request.max_tokens <= 16 and self.grammar is None:
             line, newline, _ = self.written.lstrip().partition(b"\n")
             if newline:
                 self.written = line
                 return False
-        if self.count >= self.prompt.request.max_tokens:
+        self.pending.append(token)
+        if request.explain == "before" and self.prompt.trie is not None:
+            lead = request.lead.rstrip()
+            if self.written.rsplit(b"\n", 1)[-1].strip(b" \t*#_") == lead.encode():  # it has begun the last line itself
+                self._say(request.lead[len(lead) :])
+                self.chooses = True
+                return True
+        if self.count >= request.max_tokens - (LEAD_TOKENS if request.explain == "before" else 0):
             self.finish_reason = "length"
             return False
-        self.pending.append(token)
         return True
 
-    def _options(self, node: _Node, logits: Logits) -> Any:
+    def _options(self, node: Node, logits: Logits) -> Any:
         """The logits of the node's children, in their order, and last that of ending where a choice ends here."""
         import numpy as np
 
@@ -609,25 +652,6 @@ class _Row:
 
         weights = np.exp((logits - logits.max()).astype(np.float64) / self.prompt.request.temperature)
         return int(self.random.choice(len(weights), p=weights / weights.sum()))
-
-    def _logprobs(self, trie: _Node) -> dict[str, float]:
-        """The log-probability of each choice among all of them: what was noted along its path, normalised."""
-        import numpy as np
-
-        total: dict[str, float] = {}
-
-        def visit(node: _Node, before: float) -> None:
-            if not node.children and node.label is not None:
-                total[node.label] = before
-            for option, value in enumerate(self.noted.get(node.path, ())):
-                if option < len(node.children):
-                    visit(node.children[option], before + float(value))
-                elif node.label is not None:
-                    total[node.label] = before + float(value)
-
-        visit(trie, 0.0)
-        norm = float(np.logaddexp.reduce(list(total.values())))
-        return {label: total[label] - norm for label in self.prompt.request.choices or ()}
 
 
 class _Grammar:
@@ -690,8 +714,12 @@ class _Batch:
         return self._struct
 
 
-def _groups(prompts: Sequence[_Prompt], together: int) -> Iterator[_Group]:
-    """The prompts, packed into what the cache holds. Those with the same first message are taken together."""
+def _groups(prompts: Sequence[_Prompt], together: int, cells: int) -> Iterator[_Group]:
+    """The prompts, packed into what the cache holds. Those with the same first message are taken together.
+
+    Short answers go by `together`. Long ones are written token by token, which costs as much for one row as for sixteen,
+    so then all `cells` are used.
+    """
     families: dict[object, list[_Prompt]] = {}
     for prompt in prompts:
         messages = prompt.request.messages
@@ -700,12 +728,13 @@ def _groups(prompts: Sequence[_Prompt], together: int) -> Iterator[_Group]:
         first = family[0].tokens
         shared = min(min(_shared(first, p.tokens), len(p.tokens) - 1) for p in family)
         group: list[_Prompt] = []
-        free = together
+        room = together if max(p.limit for p in family) <= LONG_ANSWER else max(together, cells - shared)
+        free = room
         for prompt in family:
             need = len(prompt.tokens) - shared + prompt.limit
             if group and (len(group) == ROWS or need > free):
                 yield _Group(group, shared)
-                group, free = [], together
+                group, free = [], room
             group.append(prompt)
             free -= need
         yield _Group(group, shared)
@@ -727,51 +756,10 @@ def _shared(left: Tokens, right: Tokens) -> int:
     return int(differ.argmax()) if differ.any() else size
 
 
-def _depth(node: _Node) -> int:
-    return max((_depth(child) for child in node.children), default=len(node.path))
-
-
-def _inner_paths(trie: _Node | None) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Paths that pass every inner node below the root, each with the places whose logits are not read on another."""
-    found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    seen: set[tuple[int, ...]] = set()
-
-    def visit(node: _Node) -> None:
-        inner = [child for child in node.children if child.children]
-        for child in inner:
-            visit(child)
-        if node.path and not inner:
-            places = tuple(n for n in range(len(node.path)) if node.path[: n + 1] not in seen)
-            seen.update(node.path[: n + 1] for n in places)
-            found.append((node.path, places))
-
-    if trie is not None:
-        visit(trie)
-    return found
-
-
-def _layout(roles: tuple[str, ...], template: str, begin: str, end: str) -> list[str | int]:
-    """A chat template around messages of these roles: texts, and numbers for the messages' own texts.
-
-    A template that refuses or drops the system message gets it at the head of the message after it; one that cannot
-    be used at all, or none, is replaced by plain text.
-    """
-    slots = [f"[[alpasift {number}]]" for number in range(len(roles))]
-    plain = "\n\n".join([*slots, "### Response:\n"])
-    attempts = [list(zip(roles, slots, strict=True))]
-    if len(roles) > 1 and roles[0] == "system":
-        attempts.append([(roles[1], f"{slots[0]}\n\n{slots[1]}"), *attempts[0][2:]])
-    rendered = [_render(template, messages, begin, end) for messages in attempts] if template else []
-    pattern = "|".join(re.escape(slot) for slot in slots)
-    text = next((text for text in rendered if re.findall(pattern, text) == slots), plain)
-    layout: list[str | int] = []
-    for number, piece in enumerate(re.split(pattern, text)):
-        layout += [piece, number]
-    return [piece for piece in layout[:-2] if piece != ""] + [layout[-2]]
-
-
 def _render(template: str, messages: list[tuple[str, str]], begin: str, end: str) -> str:
-    """The template as llama-cpp-python's sandboxed jinja renders it; "" where the template refuses."""
+    """The template as llama-cpp-python's sandboxed jinja renders it; "" where there is none or it refuses."""
+    if not template:
+        return ""
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     try:
@@ -863,34 +851,3 @@ def _threads() -> int:
     except OSError:
         return len(cpus)
     return max(1, len(cores))
-
-
-def _sha256(path: Path) -> str:
-    """The hash of a model, of all its parts where it is split, remembered by path, size and time of change."""
-    parts = [path]
-    split = re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", path.name)
-    if split:
-        parts = sorted(path.parent.glob(f"{split[1]}*{split[2]}"))
-    stats = [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
-    cache = Path("~/.cache/alpasift/hashes.json").expanduser()
-    key = json.dumps(stats)
-    try:
-        known = json.loads(cache.read_bytes())
-        if isinstance(known[key], str):
-            return str(known[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
-    digest = hashlib.sha256()
-    for part in parts:
-        with part.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    known = known if isinstance(known, dict) else {}
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        draft = cache.with_name(f"hashes.{os.getpid()}")
-        draft.write_text(json.dumps({**known, key: digest.hexdigest()}))
-        draft.replace(cache)
-    except OSError:
-        pass  # it is hashed again the next time
-    return digest.hexdigest()

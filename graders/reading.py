@@ -12,7 +12,9 @@ range, not rounded; two different scores are unreadable.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -37,12 +39,34 @@ _NONFINITE = re.compile(r"[-+]?(?:inf(?:inity)?|nan)", re.I)
 class Reading:
     """A score on the rubric's step, or None with the reason. `explanation` is what stood beside the score.
 
-    For a rubric that gives reasons, `reason` may accompany a score: it is then the grader's own.
+    For a rubric that gives reasons, `reason` may accompany a score: it is then the grader's own. `expected` is the mean
+    score under the probabilities that the model gave to the answers, where they are known.
     """
 
     score: Decimal | None
     reason: str | None
     explanation: str | None = None
+    expected: float | None = None
+
+
+LEAST_MASS = 0.5
+"""An expected score needs at least this probability on the rubric's answers: below, the model is saying something else."""
+
+
+def expected_score(logprobs: Mapping[str, float] | None, rubric: Rubric) -> float | None:
+    """The mean score under the natural log-probabilities of the answers; None where they say too little.
+
+    sum(p_i * score_i) / sum(p_i) over the rubric's answers. White space around an answer counts as that answer; one that
+    is missing had too little probability to be told. G-Eval (Liu et al. 2023, arXiv 2303.16634), section 2.
+    """
+    if not logprobs:
+        return None
+    scores = dict(zip(rubric.answers, map(float, rubric.choices), strict=True))
+    found = [(math.exp(value), scores[text.strip()]) for text, value in logprobs.items() if text.strip() in scores]
+    mass = sum(p for p, _ in found)
+    if not LEAST_MASS <= mass < 1.01:
+        return None
+    return sum(p * score for p, score in found) / mass
 
 
 def read_score(text: str | None, rubric: Rubric, finish_reason: str | None = "stop") -> Reading:
@@ -59,8 +83,8 @@ def read_score(text: str | None, rubric: Rubric, finish_reason: str | None = "st
     structured = _STRUCTURED.fullmatch(stripped)
     if structured and finish_reason != "length":  # what structured output gives
         return _on_scale(structured[1], None, rubric)
-    if finish_reason != "length" and stripped in rubric.choices:  # what a constrained backend answers
-        return Reading(Decimal(stripped), None)
+    if finish_reason != "length" and stripped in rubric.answers:  # what a constrained backend answers
+        return Reading(_score_of(stripped, rubric), None)
     if stripped.startswith(("{", "```")):
         found = _from_json(stripped, rubric)
         if found is not None:
@@ -78,11 +102,33 @@ def read_score(text: str | None, rubric: Rubric, finish_reason: str | None = "st
     return reading
 
 
+def _score_of(answer: str, rubric: Rubric) -> Decimal:
+    return Decimal(rubric.choices[rubric.answers.index(answer)])
+
+
+def _from_labels(lines: list[str], filled: list[int], rubric: Rubric) -> Reading:
+    """The score of a line that holds one of the rubric's labels: the first filled line, or the last."""
+    at = filled[0]
+    head = rf"(?i:{_LABEL.format(dimension=re.escape(rubric.dimension))}\s*[:=]?\s*)?"
+    names = "|".join(re.escape(label) for label in rubric.labels)
+    plain = lines[at].strip(_DECOR)
+    match = re.fullmatch(
+        rf"{head}[\s\"'(\[*_`]*(?P<label>{names})[\s.!)\]\"'*_`]*(?:[:;\u2013\u2014-]\s*(?P<rest>.*))?", plain, re.S
+    )
+    whole = "\n".join(lines).strip()
+    if not match:
+        return Reading(None, "refused" if _REFUSAL.search(lines[at]) else "unreadable", whole)
+    others = [match["rest"] or "", *(line for i, line in enumerate(lines) if i != at)]
+    return Reading(_score_of(match["label"], rubric), None, "\n".join(p for p in others if p).strip() or None)
+
+
 def _from_lines(lines: list[str], rubric: Rubric) -> Reading:
     order = list(range(len(lines))) if rubric.score == "first" else list(reversed(range(len(lines))))
     filled = [i for i in order if lines[i].strip(_DECOR)]
     if not filled:
         return Reading(None, "unreadable", "\n".join(lines).strip() or None)
+    if rubric.labels:
+        return _from_labels(lines, filled, rubric)
     at = filled[0]
     if rubric.score == "first" and len(filled) > 1 and _label_only(lines[at], rubric):
         lines = [
@@ -167,6 +213,8 @@ def _from_json(text: str, rubric: Rubric) -> Reading | None:
     if not isinstance(value, dict) or "score" not in value:
         return None
     number = value["score"].strip() if isinstance(value["score"], str) else ""
+    if rubric.labels and number in rubric.labels:
+        number = spell(_score_of(number, rubric))
     explanation = value.get("explanation", value.get("reason"))
     explanation = explanation if isinstance(explanation, str) else None
     if not re.fullmatch(rf"{_NUMBER}|{_NONFINITE.pattern}", number, re.I):

@@ -19,19 +19,26 @@ from decimal import Decimal
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from graders import AlpaSiftError, Example
 
 RENDERER = "1"
 """Version of how a row is laid out; part of every question's identity."""
 
-FIELDS = {"instruction", "input", "output", "context", "system", "mark", "low", "high", "step", "choices", "dimension"}
+Contract = Literal["score", "explain", "json", "expected"]
+"""What an answer holds: the score alone; the score and its reasons; both as JSON; the score with how likely each was."""
+CONTRACTS: tuple[Contract, ...] = get_args(Contract)
+
+FIELDS = {
+    "instruction", "input", "output", "context", "system", "mark", "low", "high", "step", "choices", "labels",
+    "dimension",
+}  # fmt: skip
 _FIELD = re.compile(r"\{\{\s*([a-z_]+)\s*\}\}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEYS = {
     "name", "dimension", "low", "high", "step", "threshold", "score", "max_tokens", "system", "row", "question",
-    "gives_reason",
+    "gives_reason", "labels", "contract", "explain_tokens",
 }  # fmt: skip
 
 
@@ -44,6 +51,9 @@ class Rubric:
     """One rubric. `step` is the distance of two neighbouring scores; `threshold` the default for keeping a row.
 
     `row` is empty for the built-in layout. `gives_reason`: the line after the score names a reason ("cut_off: ...").
+    `labels`, where given, are what is answered in place of the scores, one for each, lowest first ("A" for 0, ...): one
+    token each, they let a backend read all probabilities at one place. `contract` is what the rubric asks for where
+    nobody names one, "" for the cheapest that can be had. `explain_tokens` is the most that an answer with reasons takes.
     """
 
     name: str
@@ -58,24 +68,37 @@ class Rubric:
     row: str
     question: str
     gives_reason: bool = False
+    labels: tuple[str, ...] = ()
+    contract: str = ""
+    explain_tokens: int = 256
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The scores there are, lowest first, in their shortest spelling: "0", "0.5", ... "5"."""
         return _choices(self.low, self.high, self.step)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What may be answered, in the order of the scores: the labels, or the scores themselves."""
+        return self.labels or self.choices
+
     def content(self) -> dict[str, Any]:
-        """Everything that makes this rubric, as plain values."""
-        return {k: str(v) if isinstance(v, Decimal) else v for k, v in asdict(self).items()}
+        """Everything that makes this rubric, as plain values. What came later and is not used is left out."""
+        later = {"labels": (), "contract": "", "explain_tokens": 256}
+        found = {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
+        return {
+            k: str(v) if isinstance(v, Decimal) else list(v) if isinstance(v, tuple) else v for k, v in found.items()
+        }
 
     def digest(self) -> str:
         """sha256 of the content: two rubrics with equal digests ask and read alike."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
 
-    def messages(self, example: Example, identity: str) -> tuple[tuple[str, str], ...]:
+    def messages(self, example: Example, identity: str, closing: str = "") -> tuple[tuple[str, str], ...]:
         """The (role, text) messages that ask about one example. `identity` seeds the marks around the row.
 
-        Row text stands only in the user message, every part of it between lines that carry the mark.
+        Row text stands only in the user message, every part of it between lines that carry the mark. `closing` is a
+        last line about the form of the answer.
         """
         context = "\n".join(f"{turn.role}: {turn.content}" for turn in example.turns)
         parts = {
@@ -84,7 +107,8 @@ class Rubric:
         }  # fmt: skip
         mark = _mark(identity, "\0".join(parts.values()))
         row = _fill(self.row, {**_fixed(self), **parts, "mark": mark}) if self.row else _fence(parts, mark)
-        return (("system", _fixed_text(self, "system")), ("user", row + "\n\n" + _fixed_text(self, "question")))
+        question = _fixed_text(self, "question") + ("\n" + closing if closing else "")
+        return (("system", _fixed_text(self, "system")), ("user", row + "\n\n" + question))
 
 
 @lru_cache(maxsize=64)
@@ -96,7 +120,8 @@ def _fixed(rubric: Rubric) -> dict[str, str]:
     """The fields whose values are the rubric's own."""
     return {
         "low": spell(rubric.low), "high": spell(rubric.high), "step": spell(rubric.step),
-        "choices": ", ".join(rubric.choices), "dimension": rubric.dimension,
+        "choices": ", ".join(rubric.answers), "dimension": rubric.dimension,
+        "labels": ", ".join(f"{a} = {c}" for a, c in zip(rubric.answers, rubric.choices, strict=True)),
     }  # fmt: skip
 
 
@@ -174,7 +199,7 @@ def load_rubric(name_or_path: str) -> Rubric:
 def rubric_of(content: Mapping[str, Any]) -> Rubric:
     """The rubric whose `content()` this is, as the database keeps it."""
     numbers = {key: Decimal(str(content[key])) for key in ("low", "high", "step", "threshold")}
-    return Rubric(**{**content, **numbers})
+    return Rubric(**{**content, **numbers, "labels": tuple(content.get("labels", ()))})
 
 
 def parse_rubric(text: str, where: str, default_name: str | None = None) -> Rubric:
@@ -197,6 +222,9 @@ def parse_rubric(text: str, where: str, default_name: str | None = None) -> Rubr
         row=_text(table, "row", where, ""),
         question=_text(table, "question", where, None),
         gives_reason=table.get("gives_reason", False),
+        labels=_labels(table.get("labels", []), where),
+        contract=table.get("contract", ""),
+        explain_tokens=table.get("explain_tokens", 256),
     )  # fmt: skip
     _check(rubric, where)
     return rubric
@@ -207,12 +235,14 @@ def _check(rubric: Rubric, where: str) -> None:
         raise RubricError(f"{where}: the name {rubric.name!r} may hold letters, digits, . _ - only, at most 64")
     if rubric.score not in ("first", "last"):
         raise RubricError(f'{where}: score = {rubric.score!r}; it is "first" or "last"')
-    if (
-        not isinstance(rubric.max_tokens, int)
-        or isinstance(rubric.max_tokens, bool)
-        or not 1 <= rubric.max_tokens <= 4096
-    ):
-        raise RubricError(f"{where}: max_tokens = {rubric.max_tokens!r}; a whole number from 1 to 4096")
+    for key, least in (("max_tokens", 1), ("explain_tokens", 32)):
+        value = getattr(rubric, key)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 4096:
+            raise RubricError(f"{where}: {key} = {value!r}; a whole number from {least} to 4096")
+    if rubric.contract not in ("", *CONTRACTS):
+        raise RubricError(f"{where}: contract = {rubric.contract!r}; it is {', '.join(CONTRACTS)}, or left out")
+    if rubric.contract == "score" and rubric.score == "last":
+        raise RubricError(f'{where}: contract = "score" with score = "last"; where reasons come first it is "explain"')
     if not isinstance(rubric.gives_reason, bool):
         raise RubricError(f"{where}: gives_reason = {rubric.gives_reason!r}; true or false")
     if not rubric.low < rubric.high or rubric.step <= 0:
@@ -226,6 +256,10 @@ def _check(rubric: Rubric, where: str) -> None:
         )
     if not rubric.low <= rubric.threshold <= rubric.high:
         raise RubricError(f"{where}: threshold = {rubric.threshold} is outside {rubric.low} to {rubric.high}")
+    if rubric.labels and len(rubric.labels) != len(rubric.choices):
+        raise RubricError(
+            f"{where}: {len(rubric.labels)} labels for {len(rubric.choices)} scores; one for each, lowest first"
+        )
     row_fields = {"instruction", "input", "output", "context", "mark"}
     for key in ("system", "row", "question"):
         for field in _FIELD.findall(getattr(rubric, key)):
@@ -241,6 +275,17 @@ def _check(rubric: Rubric, where: str) -> None:
         raise RubricError(
             f"{where}: `row` must hold {{{{mark}}}}, {{{{instruction}}}} and {{{{output}}}}; the mark keeps the row's text apart"
         )
+
+
+def _labels(value: Any, where: str) -> tuple[str, ...]:
+    fine = isinstance(value, list) and all(
+        isinstance(label, str) and re.fullmatch(r"[^\s\"'*_`#>\[\](){}.,:;]{1,8}", label) for label in value
+    )
+    if not fine or len({label.casefold() for label in value}) != len(value):
+        raise RubricError(
+            f"{where}: labels = {value!r}; a list of different short words without blanks and punctuation, A, B, C"
+        )
+    return tuple(value)
 
 
 def _text(table: dict[str, Any], key: str, where: str, default: str | None) -> str:

@@ -528,6 +528,8 @@ def judge(example: Example) -> str:
 class Rules:
     """The backend `rules`."""
 
+    remarks: tuple[str, ...] = ()
+
     name = "rules"
     fingerprint: Mapping[str, str] = {"rules": VERSION}
     facts: Mapping[str, str] = {}
@@ -538,6 +540,9 @@ class Rules:
         if rubric == "rules":
             return None
         return f"rules judges only form and cannot answer {rubric!r}; grade with --rubric rules, or take a model"
+
+    def cannot(self, request: Request) -> str | None:
+        return "rules gives a verdict and no log-probabilities" if request.want_logprobs else None
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
         count, free = sum(1 for _ in requests), Decimal(0)

@@ -97,6 +97,12 @@ def _remembered(model: str, host: str, text: str) -> int:
     return count(text, model, host)
 
 
+def one_token(text: str, model: str, host: str = "api.openai.com") -> bool:
+    """Whether a text is known to be one token of a model: false where its vocabulary is not known."""
+    tokenizer = tokenizer_for(model, host)
+    return tokenizer.exact and tokenizer.count(text) == 1
+
+
 def _by_bytes(how: str) -> Tokenizer:
     # Templates of other models put more around a message, and some a text of their own before the first.
     return Tokenizer("bytes", False, how, _count_bytes, per_message=16, per_request=128)

@@ -43,7 +43,10 @@ class Recording:
     def __init__(self, inner: Backend) -> None:
         self.inner, self.asked = inner, list[str]()
         self.name, self.fingerprint, self.facts = inner.name, inner.fingerprint, inner.facts
-        self.paid, self.leaves_machine = inner.paid, inner.leaves_machine
+        self.paid, self.leaves_machine, self.remarks = inner.paid, inner.leaves_machine, inner.remarks
+
+    def cannot(self, request: Request) -> str | None:
+        return self.inner.cannot(request)
 
     def refuses(self, rubric: str) -> str | None:
         return self.inner.refuses(rubric)

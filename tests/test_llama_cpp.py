@@ -133,12 +133,20 @@ def expected(oracle: Any, request: Request) -> tuple[str, dict[str, float]]:
             known[path] = full_decode(oracle, prompt + list(path))
         return known[path]
 
+    def step(path: tuple[int, ...], taken: int | None) -> float:
+        """Log-probability of that token (None: of ending) among what may follow this beginning of a choice."""
+        following = {tokens[len(path)] for tokens in spelt.values() if tokens[: len(path)] == path != tokens}
+        options = {token: after(path)[token] for token in following}
+        if path in spelt.values():
+            options[None] = max(after(path)[end] for end in ends)
+        return options[taken] - math.log(sum(map(math.exp, options.values())))
+
     total = {}
     for label, tokens in spelt.items():
-        total[label] = sum(after(tokens[:n])[token] for n, token in enumerate(tokens))
+        total[label] = sum(step(tokens[:n], token) for n, token in enumerate(tokens))
         if any(other[: len(tokens)] == tokens and other != tokens for other in spelt.values()):
-            total[label] += max(after(tokens)[end] for end in ends)
-    norm = math.log(sum(map(math.exp, total.values())))
+            total[label] += step(tokens, None)
+    norm = 0.0
 
     path: tuple[int, ...] = ()
     while True:
@@ -165,7 +173,7 @@ def test_a_choice_and_its_log_probabilities_equal_those_of_a_full_decode(backend
         reply = replies[request.key]
         assert reply.text == greedy
         assert reply.logprobs is not None
-        assert reply.logprobs == pytest.approx(logprobs, abs=1e-4)
+        assert reply.logprobs == pytest.approx(logprobs, abs=5e-4)  # the cache holds 16-bit floats
 
 
 def test_log_probabilities_of_the_choices_sum_to_one(backend) -> None:
@@ -184,7 +192,7 @@ def test_a_row_gets_the_same_answer_alone_in_any_company_and_in_any_order(backen
         alone = answers(backend, [request])[request.key]
         for other in (together[request.key], mixed[request.key]):
             assert other.text == alone.text
-            assert other.logprobs == pytest.approx(alone.logprobs, abs=1e-4, rel=2e-5)  # the cache holds 16-bit floats
+            assert other.logprobs == pytest.approx(alone.logprobs, abs=5e-4)  # the cache holds 16-bit floats
     assert len({reply.text for reply in together.values()}) > 2  # the model does tell rows apart
 
 
@@ -193,6 +201,39 @@ def test_the_choice_does_not_depend_on_whether_log_probabilities_are_asked_for(b
     scored = answers(backend, [ask(number, want_logprobs=True) for number in range(24)])
     assert {k: r.text for k, r in plain.items()} == {k: r.text for k, r in scored.items()}
     assert all(reply.logprobs is None for reply in plain.values())
+
+
+def test_reasons_that_come_after_the_choice_do_not_move_it(backend) -> None:
+    plain = answers(backend, [ask(number) for number in range(24)])
+    longer = answers(backend, [ask(number, explain="after", max_tokens=40) for number in range(24)])
+    for key, reply in longer.items():
+        first, newline, rest = (reply.text or "").partition("\n")
+        assert (first, newline) == (plain[key].text, "\n")
+        assert rest
+        assert reply.finish_reason == "length" and 40 <= reply.usage["completion_tokens"] <= 44
+
+
+def test_reasons_that_come_first_end_in_a_line_with_a_choice(backend) -> None:
+    replies = answers(
+        backend, [ask(number, explain="before", max_tokens=60, want_logprobs=True) for number in range(24)]
+    )
+    for reply in replies.values():
+        *reasons, last = (reply.text or "").split("\n")
+        assert last.startswith("Score: ") and last.removeprefix("Score: ") in CHOICES
+        assert "".join(reasons).strip()
+        assert reply.finish_reason == "stop"
+        assert reply.logprobs is not None
+        assert sum(map(math.exp, reply.logprobs.values())) == pytest.approx(1)
+    again = answers(backend, [ask(3, explain="before", max_tokens=60)])
+    (alone,) = again.values()
+    assert alone.text == replies[alone.key].text
+
+
+def test_samples_of_a_row_differ_and_are_the_same_when_asked_again(backend) -> None:
+    draws = [replace(ask(1, temperature=1.0), key=f"draw {n}", sample=n) for n in range(16)]
+    first, second = answers(backend, draws), answers(backend, draws)
+    assert len({reply.text for reply in first.values()}) > 1
+    assert {k: r.text for k, r in first.items()} == {k: r.text for k, r in second.items()}
 
 
 def test_two_rubrics_in_one_run_are_each_answered_by_their_own(backend, oracle) -> None:
@@ -453,3 +494,24 @@ def test_a_model_trained_on_a_short_context_refuses_longer_rows(tmp_path: Path) 
     assert replies["key1"].outcome == "answered"
     assert (replies["key2"].error or "").endswith("the context holds 512")
     opened.close()
+
+
+def test_a_context_shorter_than_the_rubric_is_told_before_any_row_is_set_aside(tmp_path: Path) -> None:
+    backend = open_backend(f"llama_cpp:{make_gguf(tmp_path / 'short.gguf', context=128)}")
+    meter = Grants()
+    try:
+        with pytest.raises(
+            BackendError,
+            match=r"fixed text and its answer do not fit short\.gguf \(\d+ tokens, the context holds 128\)",
+        ):
+            list(backend.answer([ask(1, rubric=RUBRIC * 8)], meter))
+    finally:
+        backend.close()
+    assert meter.opened == []
+
+
+def test_a_model_without_a_chat_template_is_told(tmp_path: Path) -> None:
+    backend = open_backend(f"llama_cpp:{make_gguf(tmp_path / 'plain.gguf', chat_template=None)}")
+    assert backend.remarks == ("plain.gguf has no chat template: the messages are given to it as plain text",)
+    assert backend.fingerprint["template"] == "plain"
+    backend.close()

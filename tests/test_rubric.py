@@ -26,7 +26,7 @@ question = "One of {{choices}}:"
 
 
 def test_the_built_in_rubrics_are_these() -> None:
-    assert rubric_names() == ["accuracy", "helpfulness", "rules"]
+    assert rubric_names() == ["accuracy", "additive", "curation", "helpfulness", "rules"]
 
 
 def test_accuracy_goes_from_zero_to_five_by_halves_and_keeps_at_four_and_a_half() -> None:
@@ -117,7 +117,7 @@ def test_a_rubric_that_does_not_hold_together_is_refused_with_the_key(change: st
 
 
 def test_an_unknown_name_lists_the_names_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RubricError, match="accuracy, helpfulness, rules"):
+    with pytest.raises(RubricError, match="accuracy, additive, curation, helpfulness, rules"):
         load_rubric("acuracy")
     (tmp_path / "x.toml").write_text(MINE.replace("brevity", "accuracy"))
     with pytest.raises(RubricError, match="belongs to a built-in"):

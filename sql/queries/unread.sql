@@ -1,5 +1,5 @@
 -- The stored replies of a setup that a version of the parser has not read yet. Parameters: setup_id, reader.
-select p.attempt_id, p.key, p.request_id, p.outcome, p.text, p.finish_reason, p.error
+select p.attempt_id, p.key, p.request_id, p.outcome, p.text, p.finish_reason, p.error, p.logprobs
 from replies p
 join questions q using (key)
 where q.setup_id = $setup_id

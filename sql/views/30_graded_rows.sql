@@ -4,7 +4,7 @@ create or replace view graded_rows as
 select
     d.label as dataset, r.position, r.category, r.example_id,
     e.system, e.turns, e.instruction, e.input, e.output,
-    g.grader, g.rubric, g.score, g.expected, g.reason, g.explanation, g.model, g.usd, g.recorded_at,
+    g.grader, g.rubric, g.score, g.expected, g.reason, g.explanation, g.model, g.samples, g.spread, g.usd, g.recorded_at,
     d.version_id, g.grader_id, g.rubric_id
 from dataset_rows r
 join datasets d using (version_id)
