@@ -52,6 +52,7 @@ from graders.openai_api import (
     error_of,
     explain,
     is_ambiguous,
+    never_sent,
     output_cap,
     refusal_of,
     reply_of,
@@ -250,12 +251,25 @@ class Desk:
                 time.sleep(min(self.grader.poll_seconds, 0.5))
         raise AssertionError
 
+    def _first_look(self) -> Any:
+        """One page of batches. A look costs nothing and changes nothing: one whose connection broke is taken again, twice."""
+        import openai
+
+        for pause in (0.2, 1.0):
+            try:
+                return self.client.batches.list(limit=1)
+            except openai.APIConnectionError as error:
+                if isinstance(error, openai.APITimeoutError) or never_sent(error):
+                    raise
+                time.sleep(pause)
+        return self.client.batches.list(limit=1)
+
     def greet(self) -> None:
         """Ask the server something that costs nothing: an address, a key or a server that is wrong is told here."""
         import openai
 
         try:
-            answer = self.client.batches.list(limit=1)
+            answer = self._first_look()
             if not isinstance(answer.data, list):
                 raise TypeError(type(answer.data).__name__)
         except (AttributeError, TypeError, ValueError) as error:  # what the client makes of a page that is no JSON

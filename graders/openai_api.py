@@ -15,18 +15,22 @@ import re
 import stat
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from graders import BackendError, BackendUnavailable, Reply, Request
+from graders.offline import check_server, why_not_reach
+from graders.tokens import one_token
 
 if TYPE_CHECKING:
     import openai
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+TOP_LOGPROBS = 20
+"""How many candidates of the first token are asked for: the most that the API tells."""
 BODY = "1"
 """Version of how a request's body is laid out; part of the grader's identity."""
 
@@ -41,6 +45,8 @@ class Family:
     temperature  whether temperature may be set
     effort       the value of reasoning_effort, None where there is none
     structured   whether json_schema constrains the answer
+    regex        whether the server is vLLM, which takes a regular expression for the answer: local graders then answer alike
+    logprobs     whether the probabilities of the first token may be asked for
     """
 
     cap: str = "max_tokens"
@@ -48,6 +54,8 @@ class Family:
     effort: str | None = None
     structured: bool = False
     thinking: int = 0
+    regex: bool = False
+    logprobs: bool = False
 
     @property
     def expected_thinking(self) -> int:
@@ -65,7 +73,7 @@ _FAMILIES: tuple[tuple[str, Family], ...] = (
         Family("max_completion_tokens", temperature=False, effort="low", structured=True, thinking=2048),
     ),
     (r"gpt-6", Family("max_completion_tokens", temperature=False, effort="none", structured=True)),
-    (r"gpt-4\.1|gpt-4o", Family(structured=True)),
+    (r"gpt-4\.1|gpt-4o", Family(structured=True, logprobs=True)),
 )
 
 
@@ -77,6 +85,19 @@ def family_of(model: str, host: str) -> Family:
         if re.match(pattern, model):
             return family
     return Family()
+
+
+CONSTRAIN = ("auto", "none", "json", "vllm")
+"""What --constrain takes: how a server is asked to hold its answer to the choices."""
+
+
+def constrained(family: Family, how: str) -> Family:
+    """A family with its means of constraining set by hand, for a server of one's own. Raises BackendError."""
+    if how not in CONSTRAIN:
+        raise BackendError(f"--constrain {how}: {', '.join(CONSTRAIN)}")
+    if how == "auto":
+        return family
+    return replace(family, structured=how == "json", regex=how == "vllm", logprobs=family.logprobs or how == "vllm")
 
 
 def is_openai(host: str) -> bool:
@@ -97,7 +118,10 @@ def is_loopback(host: str) -> bool:
 
 
 def base_url_of(given: str | None) -> str:
-    """The server's address: as given, else OPENAI_BASE_URL, else OpenAI's. Raises BackendError for one that is unsafe."""
+    """The server's address: as given, else OPENAI_BASE_URL, else OpenAI's. Raises BackendError for one that is unsafe.
+
+    Raises BackendUnavailable for another machine's under --offline, where this process means to send.
+    """
     url = (given or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL).strip().rstrip("/")
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -109,6 +133,9 @@ def base_url_of(given: str | None) -> str:
         raise BackendError(
             f"{url} is not encrypted and is not this machine: the key and the rows would be readable on the way. Use https"
         )
+    refused = check_server(host)
+    if refused:
+        raise BackendUnavailable(refused)
     return url
 
 
@@ -144,6 +171,9 @@ def api_key() -> str | None:
 
 def lacks() -> str | None:
     """What is missing here to ask OpenAI, None when nothing is."""
+    refused = why_not_reach(host_of(os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL))
+    if refused:
+        return refused
     try:
         return None if api_key() else "no key; set OPENAI_API_KEY, or OPENAI_API_KEY_FILE to a file of mode 600"
     except BackendUnavailable as error:
@@ -151,11 +181,15 @@ def lacks() -> str | None:
 
 
 def connect(base_url: str, *, timeout: float, on_date: Callable[[str], None] | None = None) -> openai.OpenAI:
-    """A client that never repeats a request and follows no redirection. Raises BackendUnavailable without a key.
+    """A client that never repeats a request and follows no redirection.
 
+    Raises BackendUnavailable without a key, and for a server on another machine under --offline.
     `on_date` is told the Date header of every answer: the server's clock. Idle connections are given up after three
     seconds, before the usual server gives them up: a request sent into a connection that closes is an unclear one.
     """
+    refused = why_not_reach(host_of(base_url))
+    if refused:
+        raise BackendUnavailable(refused)
     key = api_key()
     if key is None:
         if not is_loopback(host_of(base_url)):
@@ -192,16 +226,43 @@ def _without_key(text: str) -> str:
 # -- the request ------------------------------------------------------------------------------------------------
 
 
+def _bare(request: Request) -> bool:
+    """Whether the answer is a choice alone, and no more is wanted of it than the choice."""
+    return bool(request.choices) and request.explain == "no" and not request.want_logprobs
+
+
+def cannot(request: Request, model: str, host: str, family: Family) -> str | None:
+    """Why a model cannot answer a request made like this one, None when it can. Whole choices have no probability at an
+    API: each has to be one token, which only a known vocabulary can tell."""
+    if request.json_schema is not None and not family.structured and not family.regex:
+        return f"{model} at {host} takes no JSON schema; for a server that does: --constrain json"
+    if not request.want_logprobs:
+        return None
+    if not family.logprobs:
+        return f"{model} at {host} gives no log-probabilities"
+    if request.explain != "no":
+        return "an API tells the probabilities of its first token only, and here the reasons come first"
+    if family.regex:
+        return None  # the server is one's own; an answer whose probabilities do not reach the choices has no expected score
+    long = [choice for choice in request.choices or () if not one_token(choice, model, host)]
+    if long:
+        return (
+            f"an API tells the probabilities of its first token only, and the answer {long[0]!r} is not known to be one token "
+            f"of {model}; take a rubric with one-token labels (labels = A, B, C ...)"
+        )
+    return None
+
+
 def output_cap(request: Request, family: Family) -> int:
     """The most tokens that a request allows its answer: a ceiling of its cost."""
-    structured = 24 if family.structured and request.choices else 0
+    structured = 24 if family.structured and _bare(request) else 0
     return max(request.max_tokens, structured) + family.thinking
 
 
 def expected_output(request: Request, family: Family) -> int:
     """The tokens that an answer should take: a bare score is two or three, one in JSON seven."""
-    if request.choices:
-        return (7 if family.structured else 3) + family.expected_thinking
+    if request.choices and request.explain == "no":
+        return (7 if family.structured and _bare(request) else 3) + family.expected_thinking
     return max(1, request.max_tokens // 2) + family.expected_thinking
 
 
@@ -216,17 +277,41 @@ def body_of(request: Request, model: str, family: Family) -> dict[str, Any]:
         body["temperature"] = request.temperature
     if family.effort is not None:
         body["reasoning_effort"] = family.effort
-    if request.json_schema is not None and family.structured:
-        body["response_format"] = _format(dict(request.json_schema))
-    elif request.choices and family.structured:
-        body["response_format"] = _format(score_schema(request.choices))
+    if request.want_logprobs:
+        body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    if request.json_schema is not None:
+        if family.structured or family.regex:
+            body["response_format"] = _format(dict(request.json_schema))
+    elif request.choices and family.regex and request.explain != "before":
+        body["structured_outputs"] = {"regex": answer_regex(request.choices)}
+        if request.explain == "no":
+            body["stop"] = ["\n"]
+    elif family.structured and _bare(request):
+        body["response_format"] = _format(score_schema(request.choices or ()))
     return body
+
+
+def call_arguments(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body as the client takes it: what is no part of OpenAI's own API goes beside it."""
+    own = {key: value for key, value in body.items() if key not in _OTHERS}
+    others = {key: value for key, value in body.items() if key in _OTHERS}
+    return {**own, "extra_body": others} if others else own
+
+
+_OTHERS = ("structured_outputs",)
+
+
+def answer_regex(choices: tuple[str, ...]) -> str:
+    """What an answer to choices may be: one of them, then perhaps a new line and anything. The same whether reasons are
+    wanted or not, so that they cannot move the choice."""
+    return "(" + "|".join(re.escape(choice) for choice in choices) + r")(\n[\s\S]*)?"
 
 
 def score_schema(choices: tuple[str, ...]) -> dict[str, Any]:
     """The schema of {"score": one of the choices}, as strict structured output wants it."""
-    numbers = [float(c) if "." in c else int(c) for c in choices]
-    score = {"type": "number", "enum": numbers}
+    numeric = all(re.fullmatch(r"-?\d+(?:\.\d+)?", c) for c in choices)
+    answers: list[Any] = [float(c) if "." in c else int(c) for c in choices] if numeric else list(choices)
+    score = {"type": "number" if numeric else "string", "enum": answers}
     return {"type": "object", "properties": {"score": score}, "required": ["score"], "additionalProperties": False}
 
 
@@ -252,8 +337,21 @@ def reply_of(attempt: str, key: str, request_id: str, body: Any) -> Reply:
     if not isinstance(text, str):
         text, finish = (refusal, "content_filter") if isinstance(refusal, str) else (None, finish)
     return Reply(
-        attempt, key, request_id, "answered", text, finish, model if isinstance(model, str) else None, body["usage"]
-    )
+        attempt, key, request_id, "answered", text, finish, model if isinstance(model, str) else None, body["usage"],
+        _first_token(first.get("logprobs")),
+    )  # fmt: skip
+
+
+def _first_token(logprobs: Any) -> dict[str, float] | None:
+    """The log-probabilities of what the first token might have been, as far as the server tells them."""
+    content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+    first = content[0] if isinstance(content, list) and content and isinstance(content[0], Mapping) else {}
+    found: dict[str, float] = {}
+    for one in first.get("top_logprobs") or []:
+        token, value = (one.get("token"), one.get("logprob")) if isinstance(one, Mapping) else (None, None)
+        if isinstance(token, str) and isinstance(value, int | float) and not isinstance(value, bool) and value <= 0.01:
+            found.setdefault(token, float(value))
+    return found or None
 
 
 def _raw(body: Any) -> str | None:

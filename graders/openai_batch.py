@@ -29,6 +29,7 @@ from graders.openai_api import (
     Family,
     base_url_of,
     body_of,
+    cannot,
     check_model,
     expected_output,
     family_of,
@@ -88,6 +89,8 @@ def open(
 class OpenAIBatch:
     """See the head of this module."""
 
+    remarks: tuple[str, ...] = ()
+
     def __init__(
         self,
         model: str,
@@ -135,6 +138,9 @@ class OpenAIBatch:
 
     def refuses(self, rubric: str) -> str | None:
         return "the rubric `rules` is answered by the grader `rules` only" if rubric == "rules" else None
+
+    def cannot(self, request: Request) -> str | None:
+        return cannot(request, self.model, self.host, self.family)
 
     def tokens_of(self, request: Request) -> int:
         """The most prompt tokens that a request can be billed for."""

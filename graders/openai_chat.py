@@ -42,9 +42,12 @@ from graders.openai_api import (
     OUT_OF_MONEY,
     base_url_of,
     body_of,
+    call_arguments,
+    cannot,
     check_model,
     clean,
     connect,
+    constrained,
     error_of,
     expected_output,
     explain,
@@ -65,7 +68,7 @@ from graders.tokens import bound, tokenizer_for
 if TYPE_CHECKING:
     import openai
 
-OPTIONS = ("base_url", "in_flight", "prices", "allow_drift", "stands_for")
+OPTIONS = ("base_url", "in_flight", "prices", "allow_drift", "stands_for", "constrain")
 IN_FLIGHT = 8
 MOST_IN_FLIGHT = 512
 SECONDS_A_CALL = 1.0
@@ -97,6 +100,7 @@ def open(
     prices: str | None = None,
     allow_drift: bool = False,
     stands_for: str | None = None,
+    constrain: str = "auto",
 ) -> OpenAIChat:
     """The grader openai_chat:MODEL. Sends nothing. Raises BackendError for a bad name, address or option.
 
@@ -107,21 +111,32 @@ def open(
         raise BackendError(f"--in-flight {in_flight}: 1 to {MOST_IN_FLIGHT} calls at a time")
     url = base_url_of(base_url)
     host = host_of(stands_for or url)
-    return OpenAIChat(model, url, host, in_flight, Path(prices) if prices else None, allow_drift)
+    return OpenAIChat(model, url, host, in_flight, Path(prices) if prices else None, allow_drift, constrain)
 
 
 class OpenAIChat:
     """See the head of this module."""
 
+    remarks: tuple[str, ...] = ()
+
     def __init__(
-        self, model: str, base_url: str, host: str, in_flight: int, prices: Path | None, allow_drift: bool
+        self,
+        model: str,
+        base_url: str,
+        host: str,
+        in_flight: int,
+        prices: Path | None,
+        allow_drift: bool,
+        constrain: str = "auto",
     ) -> None:
         self.model, self.base_url, self.host = model, base_url, host
         self.in_flight, self.prices, self.allow_drift = in_flight, prices, allow_drift
         self.pauses = PAUSES
-        self.family = family_of(model, host)
+        self.family = constrained(family_of(model, host), constrain)
         self.name = f"openai:{model}"
         self.fingerprint = {"api": "chat", "body": BODY, "host": host, "model": model}
+        if constrain != "auto":
+            self.fingerprint["constrain"] = constrain
         self.facts: Mapping[str, str] = {"by": "chat", "base_url": base_url, "in_flight": str(in_flight)}
         self.leaves_machine = "nothing" if is_loopback(host_of(base_url)) else f"rows and rubric, to {host}"
         self._price: Price | None = None
@@ -139,6 +154,9 @@ class OpenAIChat:
 
     def refuses(self, rubric: str) -> str | None:
         return "the rubric `rules` is answered by the grader `rules` only" if rubric == "rules" else None
+
+    def cannot(self, request: Request) -> str | None:
+        return cannot(request, self.model, self.host, self.family)
 
     def tokens_of(self, request: Request) -> int:
         """The most prompt tokens that a request can be billed for."""
@@ -331,7 +349,7 @@ class _Desk:
         if self._pause() > 0:
             return _Came(call)
         try:
-            raw = self._client.chat.completions.with_raw_response.create(**call.body)
+            raw = self._client.chat.completions.with_raw_response.create(**call_arguments(call.body))
             response = raw.http_response
             return _Came(call, response.content, response.headers.get("x-request-id"))
         except openai.APIStatusError as error:

@@ -250,7 +250,11 @@ def test_an_unknown_grader_or_rubric_lists_what_there_is(alpasift: Call) -> None
     one_clear_line(
         alpasift("grade", "--grader", "gpt"), 1, "'gpt'", "fake, llama_cpp, openai_batch, openai_chat, rules"
     )
-    one_clear_line(alpasift("grade", "--grader", "fake", "--rubric", "beauty"), 1, "accuracy, helpfulness, rules")
+    one_clear_line(
+        alpasift("grade", "--grader", "fake", "--rubric", "beauty"),
+        1,
+        "accuracy, additive, curation, helpfulness, rules",
+    )
     one_clear_line(alpasift("grade", "--grader", "rules", "--rubric", "accuracy"), 3, "rules")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.options import (
+    asking_options,
     budget_option,
     grader_options,
     limit_option,
@@ -122,10 +123,11 @@ def batch_command() -> None:
 @run_budget_option
 @yes_option
 @grader_options
+@asking_options
 @click.pass_obj
 def export_command(
     db: str, folder: str, grader: str, rubric: str | None, dataset: str | None, executed_by: str, limit: int | None,
-    budget: Decimal | None, run_budget: Decimal | None, yes: bool, options: dict[str, Any],
+    budget: Decimal | None, run_budget: Decimal | None, yes: bool, options: dict[str, Any], asking: dict[str, Any],
 ) -> int:  # fmt: skip
     """Write the request files to a folder and reserve their money. Nothing is sent.
 
@@ -143,14 +145,14 @@ def export_command(
     from batcher.engine import Run
     from batcher.ledger import show_usd
     from batcher.store import Store
-    from batcher.tasks.grade import Grade
+    from batcher.tasks.grade import contract_for
     from graders import open_backend
     from graders.rubric import load_rubric
 
     store = Store(db).existing()
     version = resolve(store, dataset)
     backend = open_backend(grader, {**options, "executed_by": executed_by})
-    task = Grade(load_rubric(rubric_for(grader, rubric)))
+    task = contract_for(load_rubric(rubric_for(grader, rubric)), backend, **asking)
     with Run(
         store,
         task,

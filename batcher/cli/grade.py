@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.options import (
+    asking_options,
     budget_option,
     grader_options,
     limit_option,
@@ -20,12 +21,13 @@ from batcher.cli.options import (
     run_budget_option,
     yes_option,
 )
-from batcher.cli.printing import duration, note, number, print_json, progress_line
+from batcher.cli.printing import NUMBER, duration, note, number, print_json, progress_line
 
 if TYPE_CHECKING:
     from batcher.datasets import DatasetVersion
     from batcher.engine import Run, Summary
     from batcher.store import Store
+    from batcher.tasks.grade import Grade
     from graders import Backend, Estimate
 
 
@@ -44,6 +46,7 @@ def open_grader(
     max_hours: float | None,
     options: dict[str, Any] | None = None,
     budget: Decimal | None = None,
+    asking: dict[str, Any] | None = None,
 ) -> tuple[Backend, str]:
     """The backend of a spec with its settings, `auto` resolved, and the rubric's name."""
     from graders import open_backend
@@ -58,7 +61,15 @@ def open_grader(
             with store.reader() as con:
                 budget = balance(con).free
         offers = make_offers(
-            store, version_id, named, rubric, options or {}, history=store, free_usd=budget, usual=not named
+            store,
+            version_id,
+            named,
+            rubric,
+            options or {},
+            history=store,
+            free_usd=budget,
+            usual=not named,
+            asking=asking,
         )
         chosen, why = choose(offers, max_hours, free_usd=budget)
         note(f"grader {why}")
@@ -71,7 +82,7 @@ def grade_dataset(
     store: Store,
     version_id: str,
     backend: Backend,
-    rubric: str,
+    task: Grade,
     *,
     limit: int | None,
     budget: Decimal | None,
@@ -84,10 +95,7 @@ def grade_dataset(
 ) -> Summary:
     """One run, with the question before money is spent and a progress line while it goes."""
     from batcher.engine import Run
-    from batcher.tasks.grade import Grade
-    from graders.rubric import load_rubric
 
-    task = Grade(load_rubric(rubric))
     with Run(
         store,
         task,
@@ -100,6 +108,8 @@ def grade_dataset(
         retry=retry,
         positions=positions,
     ) as run:
+        for remark in backend.remarks:
+            note(remark)
         if backend.paid and len(run.questions):
             estimate = run.estimate()
             run.check_affordable(estimate)
@@ -166,7 +176,14 @@ def tell_summary(store: Store, summary: Summary, backend: Backend, dataset: str,
 @click.option(
     "--rehearse", is_flag=True, help="Run against a server on this machine, on a copy of the database, at $0."
 )
+@click.option(
+    "--explain-near",
+    type=NUMBER,
+    metavar="X",
+    help="Only for rows that score within one step of X: buy their explanations (contract explain).",
+)
 @grader_options
+@asking_options
 @max_hours_option
 @quiet_option
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
@@ -174,7 +191,7 @@ def tell_summary(store: Store, summary: Summary, backend: Backend, dataset: str,
 def grade_command(
     db: str, grader: str, rubric: str | None, dataset: str | None, limit: int | None, budget: Decimal | None,
     run_budget: Decimal | None, yes: bool, retry: bool, no_wait: bool, rehearse: bool, max_hours: float | None, quiet: bool,
-    form: str | None, options: dict[str, Any],
+    form: str | None, options: dict[str, Any], asking: dict[str, Any], explain_near: Decimal | None,
 ) -> int:  # fmt: skip
     """Grade every row of a dataset. Stopped at any moment, the same command goes on from there.
 
@@ -183,12 +200,18 @@ def grade_command(
       alpasift grade --grader llama_cpp:model.gguf --rubric accuracy
       alpasift grade --grader openai_batch:gpt-4.1-nano --budget 5 --rehearse
       alpasift grade --grader openai_batch:gpt-4.1-nano --budget 5 --no-wait
+      alpasift grade --grader llama_cpp:model.gguf --rubric additive --samples 3
+      alpasift grade --grader llama_cpp:model.gguf --explain-near 4.5
     """
     from contextlib import ExitStack
 
     from batcher.datasets import resolve
     from batcher.store import Store
 
+    if explain_near is not None and set(asking) - {"contract"}:
+        raise click.UsageError("--explain-near asks once for the reasons; leave --samples and --temperature out")
+    if explain_near is not None and asking.get("contract", "explain") != "explain":
+        raise click.UsageError("--explain-near asks in the contract explain; leave --contract out")
     store = Store(db).existing()
     stack = ExitStack()
     with stack:
@@ -201,27 +224,36 @@ def grade_command(
         options = {**options, "wait": False} if no_wait else options
         return _grade(
             store, version, grader, rubric, options, limit=limit, budget=budget, run_budget=run_budget, yes=yes, retry=retry,
-            max_hours=max_hours, quiet=quiet, form=form, rehearse=rehearse,
+            max_hours=max_hours, quiet=quiet, form=form, rehearse=rehearse, asking=asking, explain_near=explain_near,
         )  # fmt: skip
 
 
 def _grade(
     store: Store, version: DatasetVersion, grader: str, rubric: str | None, options: dict[str, Any], *, limit: int | None,
     budget: Decimal | None, run_budget: Decimal | None, yes: bool, retry: bool, max_hours: float | None, quiet: bool,
-    form: str | None, rehearse: bool,
+    form: str | None, rehearse: bool, asking: dict[str, Any], explain_near: Decimal | None,
 ) -> int:  # fmt: skip
     from dataclasses import asdict
 
-    backend, rubric_name = open_grader(store, version.version_id, grader, rubric, max_hours, options, budget)
+    from batcher.tasks.grade import contract_for
+    from graders.rubric import load_rubric
+
+    if explain_near is not None:
+        asking = {"contract": "explain"}
+    backend, rubric_name = open_grader(store, version.version_id, grader, rubric, max_hours, options, budget, asking)
     try:
+        task = contract_for(load_rubric(rubric_name), backend, **asking)
+        near = _near(store, version, backend, task, explain_near) if explain_near is not None else None
         summary = grade_dataset(
-            store, version.version_id, backend, rubric_name, limit=limit, budget=budget, run_budget=run_budget, yes=yes,
-            retry=retry, quiet=quiet, command="grade",
+            store, version.version_id, backend, task, limit=limit, budget=budget, run_budget=run_budget, yes=yes,
+            retry=retry, quiet=quiet, command="grade", positions=list(near) if near is not None else None,
         )  # fmt: skip
     finally:
         backend.close()
     run = labels_of(store, summary.run_id)
     tell_summary(store, summary, backend, version.label, run)
+    if near is not None:
+        _tell_moved(store, version, backend, task, near)
     if form:
         print_json(asdict(summary))
     elif summary.outcome == "done" and (summary.scored or summary.already):
@@ -233,6 +265,41 @@ def _grade(
     else:
         note("next: alpasift scores" if summary.outcome == "done" else "not finished; the same command goes on")
     return 0 if summary.outcome == "done" else 4
+
+
+def _near(store: Store, version: DatasetVersion, backend: Backend, task: Grade, score: Decimal) -> dict[int, Decimal]:
+    """Position and score of the rows that this grader scored within one step of `score`. Raises UsageError for none."""
+    from batcher.questions import setup_of
+
+    setup, step = setup_of(task, backend), task.rubric.step
+    rows = store.query(
+        "scored_between", version_id=version.version_id, grader_id=setup.grader_id, rubric_id=setup.rubric_id,
+        low=score - step, high=score + step,
+    )  # fmt: skip
+    if not rows:
+        raise click.UsageError(
+            f"{backend.name} has scored no row of {version.label} by {task.rubric.name} within {number(step)} of "
+            f"{number(score)}; grade first, then buy explanations"
+        )
+    note(f"{len(rows):,} rows score within {number(step)} of {number(score)}; only these are asked for their reasons")
+    return {row["position"]: row["score"] for row in rows}
+
+
+def _tell_moved(
+    store: Store, version: DatasetVersion, backend: Backend, task: Grade, before: dict[int, Decimal]
+) -> None:
+    """How many rows got another score when they were asked again with reasons: a grader that is not repeatable."""
+    from batcher.questions import setup_of
+
+    setup = setup_of(task, backend)
+    rows = store.query(
+        "scored_between", version_id=version.version_id, grader_id=setup.grader_id, rubric_id=setup.rubric_id,
+        low=task.rubric.low, high=task.rubric.high,
+    )  # fmt: skip
+    now = {row["position"]: row["score"] for row in rows}
+    moved = sum(now.get(position) != score for position, score in before.items())
+    if moved:
+        note(f"  {moved:,} of the {len(before):,} rows got another score this time; the newest counts")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,9 +53,18 @@ _GRADER = (
     ),
     click.option("--allow-drift", is_flag=True, default=None, help="Go on although the model's snapshot has changed."),
     click.option("--in-flight", type=click.IntRange(1, 512), metavar="N", help="Calls at a time, for openai_chat (8)."),
+    click.option(
+        "--constrain", type=click.Choice(["auto", "none", "json", "vllm"]),
+        help="How openai_chat asks a server to hold its answer to the scores: by JSON schema, or as vLLM's server takes it.",
+    ),
+    click.option("--tensor-parallel", type=click.IntRange(1, 64), metavar="N", help="GPUs to spread the model over, for vllm (1)."),
+    click.option("--gpu-memory", type=click.FloatRange(0, 1, min_open=True), metavar="S", help="Share of each GPU's memory, for vllm (0.9)."),
+    click.option("--context", type=click.IntRange(64), metavar="N", help="Most tokens of a row and its answer, for vllm."),
+    click.option("--quantization", metavar="Q", help="How vllm reads the weights, fp8 or bitsandbytes for instance."),
 )  # fmt: skip
 _NAMES = (
     "base_url", "prices", "batch_rows", "enqueued_tokens", "poll_seconds", "grace_seconds", "allow_drift", "in_flight",
+    "constrain", "tensor_parallel", "gpu_memory", "context", "quantization",
 )  # fmt: skip
 
 
@@ -69,6 +78,29 @@ def grader_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, options={k: v for k, v in options.items() if v is not None}, **kwargs)
 
     for option in reversed(_GRADER):
+        collected = option(collected)
+    return collected
+
+
+_ASKING = (
+    click.option(
+        "--contract", type=click.Choice(["score", "explain", "json", "expected"]),
+        help="What an answer holds: the score alone, its reasons too, both as JSON, or how likely each score is. The cheapest the grader can do if not given.",
+    ),
+    click.option("--samples", type=click.IntRange(1, 64), metavar="K", help="Ask about each row K times; its score is their mean."),
+    click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="0 for one sample, .7 for more, if not given."),
+)  # fmt: skip
+
+
+def asking_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How each row is asked about, given to the command as the dict `asking` with what was set."""
+
+    @wraps(command)
+    def collected(*args: Any, **kwargs: Any) -> Any:
+        asking = {name: kwargs.pop(name) for name in ("contract", "samples", "temperature")}
+        return command(*args, asking={k: v for k, v in asking.items() if v is not None}, **kwargs)
+
+    for option in reversed(_ASKING):
         collected = option(collected)
     return collected
 

@@ -16,6 +16,7 @@ from batcher.cli.data import map_option, shape_option, strict_option, tell_impor
 from batcher.cli.grade import grade_dataset, labels_of, open_grader, rubric_for
 from batcher.cli.look import print_histogram
 from batcher.cli.options import (
+    asking_options,
     budget_option,
     grader_options,
     max_hours_option,
@@ -53,13 +54,14 @@ if TYPE_CHECKING:
 @map_option
 @strict_option
 @grader_options
+@asking_options
 @click.option("--history", is_flag=True, help="Show what was predicted for past runs beside what it was.")
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.pass_obj
 def plan_command(
     db: str, file: str | None, dataset: str | None, graders: tuple[str, ...], rubric: str | None, max_usd: Decimal | None,
     max_hours: float | None, local_only: bool, shape: str, mapping: dict[str, str] | None, strict: bool,
-    options: dict[str, Any], history: bool, form: str | None,
+    options: dict[str, Any], asking: dict[str, Any], history: bool, form: str | None,
 ) -> int:  # fmt: skip
     """What each grader would cost and take for the rows it has not graded yet. Sends nothing, writes nothing.
 
@@ -85,8 +87,9 @@ def plan_command(
         store, version = _rows_of(stack, real, file, dataset, shape, mapping, strict)
         free_usd = real.query("ledger")[0]["free_usd"] if real is not None else None
         offers = make_offers(
-            store, version.version_id, named, rubric, options, history=real, free_usd=free_usd, usual=not named
-        )
+            store, version.version_id, named, rubric, options, history=real, free_usd=free_usd, usual=not named,
+            asking=asking,
+        )  # fmt: skip
     try:
         chosen, why = choose(offers, max_hours, max_usd=max_usd, local_only=local_only, free_usd=free_usd)
         choice: dict[str, str | None] = {"grader": chosen.grader, "reason": why}
@@ -148,15 +151,20 @@ def make_offers(
     history: Store | None = None,
     free_usd: Decimal | None = None,
     usual: bool = False,
+    asking: dict[str, Any] | None = None,
 ) -> list[Offer]:
     """The offers of the named graders; with `usual`, of the API's usual models; and of `rules` and `fake`, which are always there."""
     from batcher.plan import USUAL, offer, unasked
-    from batcher.tasks.grade import Grade
+    from batcher.tasks.grade import contract_for
     from graders.rubric import load_rubric
 
     def one(spec: str) -> Offer:
-        task = Grade(load_rubric("rules" if spec == "rules" else rubric_for(spec, rubric)))
-        return offer(store, version_id, task, spec, meant_for(spec, options or {}), history=history)
+        by = load_rubric("rules" if spec == "rules" else rubric_for(spec, rubric))
+        settings = meant_for(spec, options or {})
+        return offer(
+            store, version_id, by.name, lambda backend: contract_for(by, backend, **(asking or {})), spec, settings,
+            history=history,
+        )  # fmt: skip
 
     offers = [one(spec) for spec in named]
     if usual:
@@ -310,13 +318,14 @@ def tell_prediction(store: Store, run_id: str) -> None:
 @run_budget_option
 @yes_option
 @grader_options
+@asking_options
 @quiet_option
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.pass_obj
 def probe_command(
     db: str, file: str | None, dataset: str | None, count: int, grader: str, rubric: str | None, seed: int, now: bool,
     shape: str, mapping: dict[str, str] | None, strict: bool, budget: Decimal | None, run_budget: Decimal | None, yes: bool,
-    options: dict[str, Any], quiet: bool, form: str | None,
+    options: dict[str, Any], asking: dict[str, Any], quiet: bool, form: str | None,
 ) -> int:  # fmt: skip
     """Grade a random sample and project: scores, kept share, cost and kept rows of the whole.
 
@@ -330,7 +339,7 @@ def probe_command(
     from batcher.datasets import import_file, resolve
     from batcher.plan import draw_rows, findings, kind, sampled_rows
     from batcher.store import Store
-    from batcher.tasks.grade import Grade
+    from batcher.tasks.grade import contract_for
     from graders.rubric import load_rubric
 
     spec = called_now(grader) if now else grader
@@ -344,12 +353,12 @@ def probe_command(
         version = resolve(store, dataset)
     backend, rubric_name = open_grader(store, version.version_id, spec, rubric, None, options)
     try:
-        task = Grade(load_rubric(rubric_name))
+        task = contract_for(load_rubric(rubric_name), backend, **asking)
         with store.reader():
             sample = draw_rows(store, version.version_id, count, seed)
             before = sum(one.answered for one in sampled_rows(store, task, backend, version.version_id, sample))
         summary = grade_dataset(
-            store, version.version_id, backend, rubric_name, limit=None, budget=budget, run_budget=run_budget, yes=yes,
+            store, version.version_id, backend, task, limit=None, budget=budget, run_budget=run_budget, yes=yes,
             retry=False, quiet=quiet, command="probe", positions=sample.positions,
         )  # fmt: skip
         with store.reader():
