@@ -21,7 +21,7 @@ counted as (
     group by all
 )
 select
-    g.label as grader, b.label as rubric, c.asked, c.scored, c.highest, b.threshold, b.scale_low, b.scale_step,
+    g.label as grader, b.label as rubric, c.asked, c.scored, c.highest, b.threshold, b.scale_low, b.scale_high, b.scale_step,
     case
         when c.distinct_scores > 1 then (list_reduce(c.thousandths, lambda x, y: gcd(x, y))::decimal(18, 3) / 1000)::decimal(9, 3)
     end as observed_step,

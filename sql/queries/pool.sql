@@ -6,7 +6,7 @@ select
     e.system, e.turns, e.instruction, e.input, e.output, length(e.output) as output_chars,
     g.score, g.expected,
     case when g.score is null then coalesce(g.reason, 'not_graded') else g.reason end as reason,
-    g.explanation, g.model,
+    g.explanation, g.model, g.samples, g.spread,
     (select label from grader_labels where grader_id = $grader_id::uuid) as grader,
     (select label from rubric_labels where rubric_id = $rubric_id::uuid) as rubric,
     r.other
@@ -14,7 +14,7 @@ from dataset_rows r
 join datasets d using (version_id)
 join examples e using (example_id)
 left join (
-    select example_id, score, expected, reason, explanation, model
+    select example_id, score, expected, reason, explanation, model, samples, spread
     from graded
     where grader_id = $grader_id::uuid and rubric_id = $rubric_id::uuid
 ) g using (example_id)
