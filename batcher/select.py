@@ -21,11 +21,11 @@ import hashlib
 import json
 import re
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -34,6 +34,9 @@ from graders import AlpaSiftError
 from graders.rubric import spell
 
 Order = Literal["random", "longest", "shortest"]
+By = Literal["score", "expected"]
+Combine = Literal["mean", "median", "minimum"]
+_COMBINED = {"mean": "avg", "median": "median", "minimum": "min"}
 
 MEMORY = "1GB"
 WHERE_SECONDS = 300.0
@@ -65,6 +68,7 @@ class Chosen:
     rubric: str
     threshold: Decimal
     low: Decimal
+    high: Decimal
     step: Decimal
     observed_step: Decimal | None
     highest: Decimal | None
@@ -90,6 +94,9 @@ class Condition:
     where       rows for which an SQL expression over the columns of sql/queries/pool.sql is true
     order       random, longest or shortest (by characters of the output) rows of the whole dataset version, as many
                 as `size` says, or as the selection named by `match` has
+    by          which figure of a grade counts: its score, or the mean score under the model's own probabilities
+    combine     of several graders' figures for a row the mean, the median or the minimum; a row needs all of them
+    calibration what was calibrated to what, where min_score comes from a calibration; written down with the rest
     quota       category -> at most so many of its rows, in the condition's own order (best scores first; for random
                 its draw), before rows are counted off. "*" is every category not named; "(none)" rows without one
     nested      sizes of random sub-samples, each inside the next larger one
@@ -102,6 +109,9 @@ class Condition:
     order: Order | None = None
     size: int | None = None
     match: str | None = None
+    by: By = "score"
+    combine: Combine | None = None
+    calibration: Mapping[str, Any] | None = None
     quota: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     nested: tuple[int, ...] = ()
@@ -118,6 +128,8 @@ class Condition:
         parts: dict[str, Any] = {
             "min_score": _number(self.min_score), "top": self.top, "keep_share": _number(self.keep_share),
             "where": self.where, "order": self.order, "size": self.size, "match": self.match,
+            "by": self.by if self.by != "score" else None, "combine": self.combine,
+            "calibration": dict(self.calibration) if self.calibration else None,
             "quota": dict(sorted(self.quota.items())) or None, "nested": sorted(self.nested) or None,
         }  # fmt: skip
         return {**{k: v for k, v in parts.items() if v is not None}, "seed": self.seed}
@@ -160,7 +172,7 @@ def choose_grader(store: Store, version_id: str, grader: str | None = None, rubr
     digest = hashlib.sha256(json.dumps(json.loads(one["rubric_content"]), sort_keys=True).encode()).hexdigest()
     return Chosen(
         str(one["grader_id"]), str(one["rubric_id"]), one["grader"], one["rubric"], one["threshold"],
-        one["scale_low"], one["scale_step"], one["observed_step"], one["highest"], one["asked"], one["scored"],
+        one["scale_low"], one["scale_high"], one["scale_step"], one["observed_step"], one["highest"], one["asked"], one["scored"],
         one["fingerprint"], digest,
     )  # fmt: skip
 
@@ -206,17 +218,21 @@ def select(
     name: str,
     condition: Condition,
     *,
-    grader: str | None = None,
+    grader: str | Sequence[str] | None = None,
     rubric: str | None = None,
 ) -> list[Selection]:
     """Keep the rows of a dataset version that meet the condition, under a name. Raises SelectError.
 
-    Returns the selection, then its nested sub-samples NAME-3000, NAME-6000, smallest first. When the newest
+    Several graders go with a condition that combines them. Returns the selection, then its nested sub-samples NAME-3000, NAME-6000, smallest first. When the newest
     selection of that name has the same rows by the same condition and grades, it is returned and nothing is written.
     A condition that keeps no row is an error.
     """
-    _check(condition, name)
-    chosen = _grades_for(store, version_id, condition, grader, rubric)
+    graders: list[str | None] = (
+        [grader] if grader is None or isinstance(grader, str) else [*dict.fromkeys(grader)] or [None]
+    )
+    _check(condition, name, len(graders))
+    chosen = _grades_for(store, version_id, condition, graders[0], rubric)
+    panel = _panel(store, version_id, chosen, graders, rubric)
     size = condition.size
     if condition.match is not None:
         matched = resolve_selection(store, condition.match)
@@ -226,10 +242,10 @@ def select(
         con.execute(f"set memory_limit = '{MEMORY}'")
         dataset = _dataset(con, version_id)
         size = _size(condition, size, dataset["rows"])
-        _pool(con, version_id, condition, chosen)
+        _pool(con, version_id, condition, chosen, panel)
         _check_quota(con, condition)
         _mark(con, condition, size, verdicts)
-        facts = _facts(con, dataset, condition, chosen, size)
+        facts = _facts(con, dataset, condition, chosen, panel, size)
         if not facts["counts"]["kept"]:
             raise SelectError(_nothing_kept(facts, condition, chosen))
         _check_nested(condition, facts["counts"]["kept"])
@@ -240,8 +256,36 @@ def select(
     return made
 
 
-def _check(condition: Condition, name: str) -> None:
+def _panel(
+    store: Store, version_id: str, first: Chosen | None, graders: Sequence[str | None], rubric: str | None
+) -> list[Chosen]:
+    """The graders whose figures are combined, the first among them; each with one rubric, all on one scale."""
+    if first is None:
+        return []
+    panel = [first, *(choose_grader(store, version_id, grader, rubric) for grader in graders[1:])]
+    for one in panel[1:]:
+        if (one.low, one.high) != (first.low, first.high):
+            raise SelectError(
+                f"{one.grader} by {one.rubric} scores from {spell(one.low)} to {spell(one.high)} and {first.grader} by "
+                f"{first.rubric} from {spell(first.low)} to {spell(first.high)}; only graders on one scale can be combined"
+            )
+    return panel
+
+
+def _check(condition: Condition, name: str, graders: int) -> None:
     """Raise SelectError for a name or condition that makes no sense, whatever the rows."""
+    if (graders > 1) != (condition.combine is not None):
+        raise SelectError(
+            "several graders want --combine mean, median or minimum"
+            if graders > 1
+            else f"--combine {condition.combine} wants two graders or more: --grader A --grader B"
+        )
+    scored = condition.min_score is not None or condition.top is not None or condition.keep_share is not None
+    if not scored and (condition.combine is not None or condition.by != "score"):
+        option = "--combine" if condition.combine else "--by"
+        raise SelectError(f"{option} goes with --min-score, --top or --keep-share")
+    if condition.by not in get_args(By) or condition.combine not in (None, *get_args(Combine)):
+        raise SelectError(f"by = {condition.by!r}, combine = {condition.combine!r}; see Condition")
     for each in (name, *(f"{name}-{part}" for part in condition.nested)):
         if not _NAME.fullmatch(each):
             raise SelectError(f"the name {each!r} may hold letters, digits, . _ - only, at most 64 of them")
@@ -316,14 +360,17 @@ def _statement(name: str) -> str:
     return named_query(name).text.rstrip().rstrip(";")
 
 
-def _pool(con: Connection, version_id: str, condition: Condition, chosen: Chosen | None) -> None:
+def _pool(
+    con: Connection, version_id: str, condition: Condition, chosen: Chosen | None, panel: Sequence[Chosen]
+) -> None:
     """Temporary table pool_rows: one row a row of the dataset version, with what choosing needs of it.
 
-    worth orders rows, highest first; draw orders rows of equal worth; copy counts rows of equal content.
+    score is the figure that the condition is about: the score or expected score, of one grader or of several. worth orders rows, highest first; draw orders rows of equal worth; copy counts rows of equal content.
     """
     text = f"""
         create temp table pool_rows as
-        with pool as ({_statement("pool")}),
+        with rows_of as ({_statement("pool")}),
+        {_figures(condition, len(panel))},
         copies as (
             select
                 position, example_id, coalesce(category, '(none)') as category, score, reason,
@@ -332,14 +379,14 @@ def _pool(con: Connection, version_id: str, condition: Condition, chosen: Chosen
                     when 'longest' then output_chars
                     when 'shortest' then -output_chars
                     else score
-                end::decimal(18, 3) as worth,
+                end::decimal(18, 9) as worth,
                 row_number() over (partition by example_id order by category nulls first, position) as copy
             from pool
         )
         select *, md5(concat_ws(' ', $purpose::varchar, $seed::varchar, example_id::varchar, copy::varchar)) as draw
         from copies
     """
-    parameters = {
+    parameters: dict[str, Any] = {
         "version_id": version_id,
         "grader_id": chosen.grader_id if chosen else None,
         "rubric_id": chosen.rubric_id if chosen else None,
@@ -347,7 +394,36 @@ def _pool(con: Connection, version_id: str, condition: Condition, chosen: Chosen
         "purpose": "random" if condition.order == "random" else "tie",
         "seed": str(condition.seed),
     }
+    if len(panel) > 1:
+        parameters |= {"graders": [o.grader_id for o in panel], "rubrics": [o.rubric_id for o in panel]}
     con.execute(text, parameters)
+
+
+def _figures(condition: Condition, members: int) -> str:
+    """SQL of `pool`: rows_of with the figure that the condition is about as its score, and why there is none."""
+    if members <= 1:
+        return f"""
+        pool as (
+            select * exclude (score, reason),
+                {condition.by}::decimal(18, 9) as score,
+                case when score is not null and {condition.by} is null then 'no_{condition.by}' else reason end as reason
+            from rows_of
+        )"""
+    return f"""
+        figures as (
+            select example_id, {_COMBINED[condition.combine or "mean"]}({condition.by}) as figure, count({condition.by}) as figures
+            from graded
+            join (select unnest($graders::uuid[]) as grader_id, unnest($rubrics::uuid[]) as rubric_id)
+                using (grader_id, rubric_id)
+            group by example_id
+        ),
+        pool as (
+            select r.* exclude (score, reason),
+                case when f.figures = {members} then f.figure end::decimal(18, 9) as score,
+                case when f.figures = {members} then r.reason else 'not_graded_by_all' end as reason
+            from rows_of r
+            left join figures f using (example_id)
+        )"""
 
 
 def _check_quota(con: Connection, condition: Condition) -> None:
@@ -493,7 +569,12 @@ def _short(message: str) -> str:
 
 
 def _facts(
-    con: Connection, dataset: dict[str, Any], condition: Condition, chosen: Chosen | None, size: int | None
+    con: Connection,
+    dataset: dict[str, Any],
+    condition: Condition,
+    chosen: Chosen | None,
+    panel: Sequence[Chosen],
+    size: int | None,
 ) -> dict[str, Any]:
     """The manifest of what was marked, without its name, times and composition."""
     counts = rows(con, "select count(*), count(score), count(*) filter (where why is null) from marked_rows").rows[0]
@@ -515,6 +596,12 @@ def _facts(
         {"kind": condition.kind},
     ).rows
     threshold = condition.min_score
+    on_steps = chosen is not None and len(panel) == 1 and condition.by == "score"
+    combined = {
+        "panel": [
+            {"label": one.grader, "fingerprint": json.loads(one.fingerprint), "rubric": one.rubric} for one in panel
+        ]
+    } if len(panel) > 1 else {}  # fmt: skip
     return {
         "dataset": {
             "label": dataset["label"], "version_id": str(dataset["version_id"]), "source": dataset["source"],
@@ -527,13 +614,14 @@ def _facts(
             "label": chosen.rubric, "sha256": chosen.rubric_sha256, "threshold": _number(chosen.threshold),
             "step": _number(chosen.step),
         } if chosen else None,
+        **combined,
         "threshold": _number(threshold),
-        "threshold_means": _number(chosen.means(threshold)) if chosen and threshold is not None else None,
+        "threshold_means": _number(chosen.means(threshold)) if chosen and on_steps and threshold is not None else None,
         "observed_step": _number(chosen.observed_step) if chosen else None,
         "counts": {"pool": pool, "scored": scored, "kept": kept, "kept_share": round(kept / pool, 6) if pool else 0},
         "ties": ties,
         "not_kept_by_reason": dict(reasons),
-        "notes": _notes(condition, chosen, size, scored, kept),
+        "notes": _notes(condition, chosen if on_steps else None, size, scored, kept),
         **_fingerprints(con, "select position, example_id from marked_rows where why is null"),
     }  # fmt: skip
 

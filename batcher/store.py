@@ -374,6 +374,9 @@ def _arrow_type(sql_type: str) -> pa.DataType:
 # -- opening, retrying and explaining ---------------------------------------------------------------------------
 
 
+MEMORY = "1400MB"
+"""What DuckDB may take: a million graded rows stay below 2 GB in all. What does not fit goes to a folder beside the database."""
+
 _HELD = (
     "Could not set lock",  # another process has it
     "different configuration",  # another thread of this process has it, for reading or for writing
@@ -387,7 +390,7 @@ def _open(path: Path, read_only: bool, wait: float, config: Mapping[str, Any]) -
     deadline = time.monotonic() + wait
     while True:
         try:
-            return duckdb.connect(str(path.absolute()), read_only=read_only, config=dict(config))
+            return duckdb.connect(str(path.absolute()), read_only=read_only, config={"memory_limit": MEMORY, **config})
         except duckdb.Error as error:
             if not any(sign in str(error) for sign in _HELD):
                 raise _explain(error, path) from error

@@ -11,11 +11,15 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import count, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batcher.datasets import import_file
+from batcher.engine import Run
 from batcher.select import (
     Condition,
     NotGraded,
@@ -27,6 +31,9 @@ from batcher.select import (
     select,
 )
 from batcher.store import Store, append, hash_id, new_id, scalar, utc_now
+from batcher.tasks.grade import Grade
+from graders import open_backend
+from graders.rubric import load_rubric
 
 GRADER, RUBRIC = hash_id("grader", "fake"), hash_id("rubric", "accuracy")
 D = Decimal
@@ -738,3 +745,74 @@ def test_every_selection_is_listed_with_its_condition(store: Store) -> None:
         "select label, dataset, rows, pool, kept_share, condition, grader from selection_list"
     ).rows
     assert found == [("keep", "made", 1, 2, 0.5, '{"top":1,"seed":0}', "fake")]
+
+
+# -- expected scores, and several graders ------------------------------------------------------------------------
+
+
+def _graded_by(store: Store, version: str, tmp_path: Path, name: str, texts: dict[str, str], **more: Any) -> str:
+    """Grade by a script that answers a row by what it holds; returns the grader's label."""
+    rules = "".join(
+        f"[[reply]]\nmatch = {json.dumps(match)}\ntext = {json.dumps(text)}\n"
+        + (f"logprobs = {more['logprobs'][match]}\n" if "logprobs" in more else "")
+        for match, text in texts.items()
+    )
+    script = tmp_path / f"{name}.toml"
+    script.write_text(rules)
+    backend = open_backend(f"fake:{script}")
+    task = Grade(load_rubric("accuracy"), "expected" if "logprobs" in more else None)
+    with Run(store, task, backend, version) as run:
+        run.go()
+    return f"fake:{name}.toml"
+
+
+def _three(store: Store, tmp_path: Path) -> str:
+    rows_ = [{"instruction": f"say {word}", "output": word} for word in ("one", "two", "three")]
+    return import_file(store, str(write_rows(tmp_path / "three.jsonl", rows_))).version_id
+
+
+def test_several_graders_combine_and_a_row_needs_all_of_them(store: Store, tmp_path: Path) -> None:
+    version = _three(store, tmp_path)
+    a = _graded_by(store, version, tmp_path, "a", {"one": "5", "two": "4", "three": "4.5"})
+    b = _graded_by(store, version, tmp_path, "b", {"one": "3", "two": "4.5", "three": "nonsense"})
+    kept = {
+        how: select(store, version, how, Condition(min_score=Decimal("4.2"), combine=how), grader=[a, b])[0].rows
+        for how in ("mean", "median")
+    }
+    assert kept == {"mean": 1, "median": 1}  # one: 4, two: 4.25, three has no score of b
+    made = select(store, version, "least", Condition(min_score=Decimal(3), combine="minimum"), grader=[a, b])[0]
+    assert (made.rows, made.manifest["not_kept_by_reason"]) == (2, {"not_graded_by_all": 1})
+    assert [one["label"] for one in made.manifest["panel"]] == [a, b]
+    assert made.manifest["condition"]["combine"] == "minimum"
+    assert made.manifest["threshold_means"] is None
+
+
+def test_graders_are_combined_only_when_there_are_several_and_on_one_scale(store: Store, tmp_path: Path) -> None:
+    version = _three(store, tmp_path)
+    a = _graded_by(store, version, tmp_path, "a", {"": "5"})
+    with Run(store, Grade(load_rubric("curation")), open_backend("fake"), version) as run:
+        run.go()
+    for graders, combine, says in (
+        ([a], "mean", "wants two graders"),
+        ([a, "fake"], None, "want --combine"),
+        ([a, "fake"], "mean", "only graders on one scale"),
+    ):
+        with pytest.raises(SelectError, match=says):
+            select(store, version, "x", Condition(min_score=Decimal(3), combine=combine), grader=graders)
+
+
+def test_a_threshold_on_the_expected_score_is_another_than_on_the_score(store: Store, tmp_path: Path) -> None:
+    version = _three(store, tmp_path)
+    sure = '{ "4" = -2.302585, "4.5" = -0.1053605 }'  # P(4) = .1, P(4.5) = .9
+    torn = '{ "4" = -0.6931472, "5" = -0.6931472 }'
+    grader = _graded_by(
+        store, version, tmp_path, "p", {"one": "4.5", "two": "5", "three": "5"},
+        logprobs={"one": sure, "two": torn, "three": '{ "Sure" = -0.01 }'},
+    )  # fmt: skip
+    found = store.locked_query("select score, expected from graded order by score, expected nulls last").rows
+    assert [float(score) for score, _ in found] == [4.5, 5, 5]
+    assert [expected for _, expected in found] == [pytest.approx(4.45), pytest.approx(4.5), None]
+    by_score = select(store, version, "s", Condition(min_score=Decimal("4.5")), grader=grader)[0]
+    by_expected = select(store, version, "e", Condition(min_score=Decimal("4.5"), by="expected"), grader=grader)[0]
+    assert (by_score.rows, by_expected.rows) == (3, 1)
+    assert by_expected.manifest["not_kept_by_reason"] == {"below_threshold": 1, "no_expected": 1}

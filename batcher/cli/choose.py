@@ -10,6 +10,7 @@ import click
 from batcher.cli.data import check_targets, map_option, shape_option, strict_option, tell_import, write_private
 from batcher.cli.grade import grade_dataset, labels_of, open_grader, tell_summary
 from batcher.cli.options import (
+    asking_options,
     budget_option,
     grader_options,
     limit_option,
@@ -27,6 +28,19 @@ if TYPE_CHECKING:
 
 def _is_count(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 12
+
+
+def _precision(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    """0 for the threshold that keeps the reference's share, else a precision."""
+    if text is None or text == "share":
+        return None if text is None else 0.0
+    try:
+        wanted = float(text)
+    except ValueError:
+        wanted = -1.0
+    if not 0 < wanted < 1:
+        raise click.BadParameter(f"{text!r}: a precision between 0 and 1, such as .8, or nothing after --calibrated")
+    return wanted
 
 
 def _quota(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, int]:
@@ -63,6 +77,14 @@ def _with_score_options(command: Any) -> Any:
 
 @click.command("select")
 @_with_score_options
+@click.option(
+    "--calibrated",
+    is_flag=False,
+    flag_value="share",
+    callback=_precision,
+    metavar="[PRECISION]",
+    help="Rows at the threshold of a calibration: that which keeps the reference's share, or reaches this precision.",
+)
 @click.option("--where", metavar="SQL", help='Rows for which this SQL is true, "score >= 4 and output_chars > 200".')
 @click.option(
     "--random", "random_", is_flag=False, flag_value=0, type=click.IntRange(0), metavar="[N]", help="N rows at random."
@@ -92,14 +114,18 @@ def _with_score_options(command: Any) -> Any:
 @click.option("--seed", default=0, show_default=True, type=int, help="Breaks ties and draws samples.")
 @click.option("--name", required=True, metavar="NAME", help="What to call it.")
 @click.option("--dataset", metavar="NAME", help="Which dataset (NAME, or NAME@2); the only one if not given.")
-@click.option("--grader", metavar="NAME", help="Whose scores.")
+@click.option("--grader", "graders", multiple=True, metavar="NAME", help="Whose scores; repeatable with --combine.")
+@click.option(
+    "--by", type=click.Choice(["score", "expected"]), default="score", show_default=True, help="Which figure counts."
+)
+@click.option("--combine", type=click.Choice(["mean", "median", "minimum"]), help="Of several graders' scores.")
 @click.option("--rubric", metavar="NAME", help="By which rubric.")
 @click.option("--json", "form", flag_value="json", help="Print the manifest.")
 @click.pass_obj
 def select_command(
-    db: str, min_score: Decimal | None, top: int | None, keep_share: Decimal | None, where: str | None, random_: int | None,
-    longest: int | None, shortest: int | None, match: str | None, quota: dict[str, int], nested: tuple[int, ...], seed: int,
-    name: str, dataset: str | None, grader: str | None, rubric: str | None, form: str | None,
+    db: str, min_score: Decimal | None, top: int | None, keep_share: Decimal | None, calibrated: float | None,
+    where: str | None, random_: int | None, longest: int | None, shortest: int | None, match: str | None, quota: dict[str, int], nested: tuple[int, ...], seed: int,
+    name: str, dataset: str | None, graders: tuple[str, ...], by: Any, combine: Any, rubric: str | None, form: str | None,
 ) -> None:  # fmt: skip
     """Choose a subset of a dataset and keep it under a name, with all that made it.
 
@@ -109,6 +135,7 @@ def select_command(
     Example:
       alpasift select --min-score 4.5 --name kept
       alpasift select --random --match kept --name baseline
+      alpasift select --grader openai:gpt-4.1-nano --grader llama_cpp:model.gguf --combine minimum --min-score 4 --name both
       alpasift select --top 9000 --quota coding:500 --nested 3000,6000 --name small
     """
     from batcher.datasets import resolve
@@ -121,23 +148,29 @@ def select_command(
         "--min-score": min_score,
         "--top": top,
         "--keep-share": keep_share,
+        "--calibrated": calibrated,
         "--where": where,
         **{f"--{k}": v for k, v in given.items()},
     }
     if sum(v is not None for v in conditions.values()) != 1:
         raise click.UsageError(
-            f"give exactly one of {', '.join(['--min-score', '--top', '--keep-share', '--where', '--random', '--longest', '--shortest'])}"
+            f"give exactly one of {', '.join(['--min-score', '--top', '--keep-share', '--calibrated', '--where', '--random', '--longest', '--shortest'])}"
         )
     order, size = next(iter(given.items())) if given else (None, None)
     if given and not size and not match:
         raise click.UsageError(f"--{order} needs a number of rows, or --match SELECTION")
-    condition = Condition(
-        min_score=min_score, top=top, keep_share=keep_share, where=where, order=order, size=size or None,  # type: ignore[arg-type]
-        match=match, quota=quota, seed=seed, nested=nested,
-    )  # fmt: skip
     store = Store(db).existing()
     version = resolve(store, dataset)
-    made = select(store, version.version_id, name, condition, grader=grader, rubric=rubric)
+    calibration = None
+    if calibrated is not None:
+        if len(graders) > 1:
+            raise click.UsageError("--calibrated is about one grader; name one with --grader")
+        min_score, calibration = _calibrated(store, version.version_id, graders, rubric, by, calibrated)
+    condition = Condition(
+        min_score=min_score, top=top, keep_share=keep_share, where=where, order=order, size=size or None,  # type: ignore[arg-type]
+        match=match, by=by, combine=combine, calibration=calibration, quota=quota, seed=seed, nested=nested,
+    )  # fmt: skip
+    made = select(store, version.version_id, name, condition, grader=graders, rubric=rubric)
     if form:
         print_json([s.manifest for s in made])
         return
@@ -145,6 +178,44 @@ def select_command(
         tell_selection(selection)
     print_composition(made[0].manifest["composition"])
     note(f"next: alpasift export --selection {made[0].label} -o kept.json")
+
+
+def _calibrated(
+    store: Store, version_id: str, graders: tuple[str, ...], rubric: str | None, by: Any, wanted: float
+) -> tuple[Decimal, dict[str, Any]]:
+    """The threshold of the newest calibration, and what it rests on. Raises SelectError where there is none to use."""
+    from batcher.calibrate import calibration_of, stale_calibration
+    from batcher.select import SelectError, choose_grader
+
+    chosen = choose_grader(store, version_id, graders[0] if graders else None, rubric)
+    found = calibration_of(store, chosen.grader_id, chosen.rubric_id, by)
+    whose = f"{chosen.grader} by {chosen.rubric} (--by {by})"
+    if found is None:
+        names = chosen.grader.partition("@")[0], chosen.rubric.partition("@")[0]
+        stale = stale_calibration(store, *names, grader_id=chosen.grader_id, rubric_id=chosen.rubric_id)
+        if stale is not None:
+            raise SelectError(
+                f"the calibration of {stale.recorded_at:%Y-%m-%d} is stale: it was made for {stale.grader} by {stale.rubric}, "
+                f"and these grades are of {whose}; the model or the rubric has changed. Calibrate again"
+            )
+        raise SelectError(f"{whose} was never calibrated; `alpasift calibrate` does it")
+    if found.verdict != "calibrated":
+        raise SelectError(f"the calibration of {whose} claims nothing: {'; '.join(found.reasons)}")
+    what = f"precision {wanted:g}" if wanted else "same_share"
+    if wanted:
+        point = found.threshold_precision(wanted)
+        threshold = None if point is None else point.threshold
+    else:
+        threshold = found.threshold_same_share
+    if threshold is None:
+        raise SelectError(
+            f"no threshold of {whose} reaches {what.replace('_', ' ')} by the calibration to {found.reference}"
+        )
+    note(f"calibrated to {found.reference}: {what.replace('_', ' ')} is at {threshold:g}")
+    return Decimal(str(threshold)), {
+        "id": found.calibration_id, "reference": found.reference, "rubric": found.reference_rubric, "what": what,
+        "sample": found.sample, "recorded_at": found.recorded_at.isoformat(timespec="seconds") + "Z",
+    }  # fmt: skip
 
 
 _WHY = {
@@ -218,6 +289,7 @@ def print_composition(rows: list[dict[str, Any]]) -> None:
 @yes_option
 @limit_option
 @grader_options
+@asking_options
 @max_hours_option
 @quiet_option
 @click.pass_obj
@@ -225,7 +297,7 @@ def filter_command(
     db: str, file: str, output: str, rejected: str | None, grader: str, rubric: str | None, dataset: str | None,
     min_score: Decimal | None, top: int | None, keep_share: Decimal | None, shape: str, mapping: dict[str, str] | None,
     strict: bool, budget: Decimal | None, run_budget: Decimal | None, yes: bool, limit: int | None, max_hours: float | None,
-    quiet: bool, options: dict[str, Any],
+    quiet: bool, options: dict[str, Any], asking: dict[str, Any],
 ) -> int:  # fmt: skip
     """Import a file, grade every row, keep the good ones and write them out.
 
@@ -240,6 +312,8 @@ def filter_command(
     from batcher.datasets import import_file
     from batcher.select import select
     from batcher.store import Store
+    from batcher.tasks.grade import contract_for
+    from graders.rubric import load_rubric
 
     if sum(v is not None for v in (min_score, top, keep_share)) > 1:
         raise click.UsageError("give one of --min-score, --top and --keep-share")
@@ -248,10 +322,11 @@ def filter_command(
     store = Store(db).create()
     found = import_file(store, file, dataset=dataset, shape=shape, mapping=mapping, strict=strict)
     tell_import(found)
-    backend, rubric_name = open_grader(store, found.version_id, grader, rubric, max_hours, options, budget)
+    backend, rubric_name = open_grader(store, found.version_id, grader, rubric, max_hours, options, budget, asking)
     try:
+        task = contract_for(load_rubric(rubric_name), backend, **asking)
         summary = grade_dataset(
-            store, found.version_id, backend, rubric_name, limit=limit, budget=budget, run_budget=run_budget, yes=yes,
+            store, found.version_id, backend, task, limit=limit, budget=budget, run_budget=run_budget, yes=yes,
             retry=False, quiet=quiet, command="filter",
         )  # fmt: skip
     finally:
