@@ -18,21 +18,18 @@ import hashlib
 import json
 import math
 import os
-import platform
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib import import_module
-from pathlib import Path
 from statistics import stdev
 from typing import Any, NamedTuple
 
 from batcher.ledger import show_usd
 from batcher.questions import Task, pending, setup_of
-from batcher.store import Store, StoreError, scalar
-from graders import AlpaSiftError, Backend, BackendError, BackendUnavailable, Estimate, backend_names, open_backend
+from batcher.store import Store
+from graders import AlpaSiftError, Backend, BackendError, BackendUnavailable, Estimate, open_backend
 from graders.prices import QUANTUM, Price, PriceError, UsageError, age_warning, charge, price_of
 from graders.tokens import tokenizer_for
 
@@ -122,31 +119,34 @@ def kind(spec: str) -> str:
 def offer(
     store: Store,
     version_id: str,
-    task: Task,
+    rubric: str,
+    task_of: Callable[[Backend], Task],
     spec: str,
     options: Mapping[str, Any] | None = None,
     *,
     history: Store | None = None,
 ) -> Offer:
-    """The offer of one grader; a grader that cannot work here makes one that says why.
+    """The offer of one grader by the rubric of that name; a grader that cannot work here makes one that says why.
 
-    `history` is the database whose past runs correct the estimate; None for none.
+    `task_of` gives the task as this backend can answer it, or raises BackendUnavailable. `history` is the database whose past runs correct the estimate; None for none.
     """
     try:
         backend = open_backend(spec, options)
     except AlpaSiftError as error:
-        return Offer(spec, task.rubric.name, None, 0, "", False, str(error))
+        return Offer(spec, rubric, None, 0, "", False, str(error))
     try:
-        return _offer_of(store, version_id, task, spec, backend, history)
+        refusal = backend.refuses(rubric)
+        if refusal:
+            return Offer(spec, rubric, None, 0, backend.leaves_machine, False, refusal)
+        return _offer_of(store, version_id, task_of(backend), spec, backend, history)
+    except BackendUnavailable as error:
+        return Offer(spec, rubric, None, 0, backend.leaves_machine, False, str(error))
     finally:
         backend.close()
 
 
 def _offer_of(store: Store, version_id: str, task: Task, spec: str, backend: Backend, history: Store | None) -> Offer:
     empty = Offer(spec, task.rubric.name, None, 0, backend.leaves_machine, False)
-    refusal = backend.refuses(task.rubric.name)
-    if refusal:
-        return replace(empty, why_not=refusal)
     questions, already = pending(store, task, backend, version_id)
     try:
         raw = backend.estimate(questions)
@@ -155,9 +155,19 @@ def _offer_of(store: Store, version_id: str, task: Task, spec: str, backend: Bac
     learned = learned_of(history, task, backend) if history is not None and raw.requests else None
     notes = dict.fromkeys([*raw.notes, *_price_notes(backend), *([str(learned)] if learned else [])])
     return replace(
-        empty, estimate=corrected(raw, learned), already=already, raw=raw, learned=learned, notes=tuple(notes),
+        empty, calibrated=_is_calibrated(history or store, task, backend), estimate=corrected(raw, learned), already=already, raw=raw, learned=learned, notes=tuple(notes),
         why_not=_lacks_key(spec, backend),
     )  # fmt: skip
+
+
+def _is_calibrated(store: Store, task: Task, backend: Backend) -> bool:
+    """Whether the newest calibration of this very grader and rubric claims something."""
+    setup = setup_of(task, backend)
+    found = store.query(
+        "calibrations", grader_id=setup.grader_id, rubric_id=setup.rubric_id, scored=None, grader_name=None,
+        rubric_name=None,
+    )  # fmt: skip
+    return bool(found) and found[0]["verdict"] == "calibrated"
 
 
 def _lacks_key(spec: str, backend: Backend) -> str | None:
@@ -593,43 +603,3 @@ def findings(
     usd = store.query("run_spent", run_id=run_id)[0]["spent_usd"]
     threshold = task.rubric.threshold
     return Findings(project(sampled, sample.rows, threshold), histogram(sampled), threshold, left, usd, to_go, way)
-
-
-# -- this machine -------------------------------------------------------------------------------------------------
-
-
-def doctor(database: str) -> list[dict[str, Any]]:
-    """What each grader lacks on this machine, and the state of the machine itself: one dict a line."""
-    lines: list[dict[str, Any]] = []
-    for name in backend_names():
-        lacks = getattr(import_module(f"graders.{name}"), "lacks", None)
-        missing = lacks() if lacks is not None else None
-        lines.append({"what": f"grader {name}", "ok": missing is None, "says": missing or "can work here"})
-    lines.append(
-        {
-            "what": "python",
-            "ok": True,
-            "says": f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores",
-        }
-    )
-    lines.append(_database_line(Path(database)))
-    free = shutil.disk_usage(
-        Path(database).absolute().parent if Path(database).absolute().parent.is_dir() else "/"
-    ).free
-    lines.append({"what": "disk", "ok": free > 2**30, "says": f"{free / 2**30:.1f} GiB free beside the database"})
-    named = named_graders()
-    lines.append(
-        {"what": "--grader auto", "ok": bool(named), "says": ", ".join(named) or "ALPASIFT_GRADERS names no grader"}
-    )
-    return lines
-
-
-def _database_line(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {"what": "database", "ok": True, "says": f"{path} is not there yet; the first import makes it"}
-    try:
-        with Store(path, wait=2.0).reader() as con:
-            scalar(con, "select count(*) from migrations")
-    except (StoreError, AlpaSiftError) as error:
-        return {"what": "database", "ok": False, "says": str(error)}
-    return {"what": "database", "ok": True, "says": f"{path}, {path.stat().st_size / 2**20:.1f} MiB"}

@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "collect": ("batches", "Bring what has come of the batches that are out."),
     "cancel": ("batches", "Stop a batch that is out and settle what was done."),
     "batch": ("batches", "Carry batches by hand: export request files, import results."),
+    "labels": ("compare", "Bring grades made elsewhere, by people or published, as a grader."),
     "scores": ("look", "The score distribution, and what each threshold would keep."),
+    "agree": ("compare", "Two graders side by side: how far they agree, with intervals."),
+    "calibrate": ("compare", "Fit a cheap grader to a reference, on a sample bought of it."),
     "select": ("choose", "Choose a subset by score, share, SQL or length, with a manifest."),
     "filter": ("choose", "Import, grade, choose and write, in one go."),
     "show": ("look", "Read rows with their grades."),
@@ -36,8 +39,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ledger": ("money", "Where the money went: budget, spent, reserved, unresolved, free."),
     "sql": ("look", "Ask the database in SQL, also while a run is writing."),
     "query": ("look", "Run one of the named queries."),
+    "models": ("models", "Local graders worth trying, and the usual API model."),
     "doctor": ("look", "What each grader lacks on this machine."),
+    "bundle": ("airgap", "What an air-gapped machine needs: pack it here, check it there."),
 }
+NEVER_SEND = ("plan", "batch", "doctor")
+"""Commands that may name a grader on another machine also under --offline, since they only look or carry files."""
 
 
 class LazyGroup(click.Group):
@@ -77,10 +84,17 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
     help="The database: one file holds dataset, replies, scores and ledger.",
 )
 @click.option(
+    "--offline",
+    is_flag=True,
+    envvar="ALPASIFT_OFFLINE",
+    show_envvar=True,
+    help="No name look-up and no connection but to this machine.",
+)
+@click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
 )
 @click.pass_context
-def cli(ctx: click.Context, db: str) -> None:
+def cli(ctx: click.Context, db: str, offline: bool) -> None:
     """Grade, sift and fine-tune on instruction data under a dollar budget.
 
     \b
@@ -95,6 +109,10 @@ def cli(ctx: click.Context, db: str) -> None:
       alpasift export --selection kept -o kept.json
     """
     ctx.obj = db
+    if offline:
+        from graders.offline import go_offline
+
+        go_offline(sends=ctx.invoked_subcommand not in NEVER_SEND)
 
 
 def _exit_code(error: BaseException) -> int:
@@ -147,6 +165,11 @@ def run(arguments: list[str] | None = None) -> int:
         _say(str(error))
         return _exit_code(error)
     except OSError as error:
+        from graders.offline import Outside
+
+        if isinstance(error, Outside):
+            _say(str(error))
+            return 3
         where = f"{error.filename}: " if error.filename else ""
         _say(f"{where}{error.strerror or error}; nothing was half-written, put it right and run again")
         return 1

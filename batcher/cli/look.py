@@ -325,19 +325,34 @@ def query_command(
 
 
 @click.command("doctor")
+@click.option("--offline", is_flag=True, help="What working without a network needs, and how to bring what is missing.")
+@click.option(
+    "--grader", "graders", multiple=True, metavar="SPEC",
+    help="With --offline: a grader that has to work, besides those of ALPASIFT_GRADERS; repeatable.",
+)  # fmt: skip
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.pass_obj
-def doctor_command(db: str, form: str | None) -> None:
+def doctor_command(db: str, offline: bool, graders: tuple[str, ...], form: str | None) -> int:
     """What each grader needs and lacks on this machine.
+
+    With --offline ends with code 3 when a grader that was named could not work without a network.
 
     \b
     Example:
       alpasift doctor
+      alpasift doctor --offline --grader llama_cpp:model.gguf
     """
-    from batcher.plan import doctor
+    from batcher.doctor import doctor, offline_doctor
 
-    rows = doctor(db)
+    if graders and not offline:
+        raise click.UsageError("--grader goes with --offline; `alpasift plan --grader SPEC` looks at a grader here")
+    found = offline_doctor(graders, db) if offline else None
+    rows = doctor(db) if found is None else found.rows
     if form:
         print_json(rows)
-        return
-    print_table(list(rows[0]), [list(r.values()) for r in rows], max_width=100)
+    else:
+        print_table(["what", "ok", "says"], [[r["what"], r["ok"], r["says"]] for r in rows], max_width=100)
+        for row in rows:
+            if row.get("bring"):
+                note(f"{row['what']}: {row['bring']}")
+    return 3 if found is not None and not found.named_ok else 0
