@@ -6,6 +6,7 @@ python benchmarks/run_all.py --data FILE.json [--rows 1000000]
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +25,15 @@ def main() -> None:
         ["start_up.py"],
         ["filter_rules.py", "--data", options.data],
         ["llama_sharing.py", "--data", options.data],
+        ["llama_contracts.py", "--data", options.data],
         ["openai_batch_52k.py", "--data", options.data],
         ["import_speed.py", "--data", options.data, "--rows", options.rows],
     ]
     failed = []
     for command in commands:
         print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
-        if subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]]).returncode:
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        if subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], env=environment).returncode:
             failed.append(command[0])
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
