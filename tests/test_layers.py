@@ -18,10 +18,10 @@ FLOORS: dict[str, float] = {
     "batcher.ledger": 2, "batcher.datasets": 2, "batcher.spool": 2, "batcher.questions": 2,
     "batcher.identity": 1.5,
     "batcher.store": 1, "batcher.formats": 1, "batcher.shapes": 1, "batcher.exports": 1,
-    "train.data": 1, "train.sft": 1, "train.export": 1,
+    "train.data": 0.5, "train.sft": 1, "train.recipes": 0.3, "train.trainer": 0.7, "train.export": 1, "train.gguf_files": 0.5,
     "graders": 0, "graders.rubric": 0, "graders.prices": 0.2, "graders.tokens": 0.1, "graders.reading": 0.5,
     "graders.rehearsal": 0.1, "graders.chat": 0, "graders.choices": 0, "graders.model_files": 0, "graders.offline": 0,
-    "batcher.labels": 4, "batcher.calibrate": 4.5, "batcher.bundle": 4.5, "batcher.doctor": 4.2, "batcher.models": 4, "graders.openai_api": 0.3, "graders.batch_files": 0.4, "graders.batch_desk": 0.5, "train.memory": 0, "train": 0, "sql": 0,
+    "batcher.labels": 4, "batcher.trainings": 2, "batcher.calibrate": 4.5, "batcher.bundle": 4.5, "batcher.doctor": 4.2, "batcher.models": 4, "graders.openai_api": 0.3, "graders.batch_files": 0.4, "graders.batch_desk": 0.5, "train.packing": 0.1, "train.artifacts": 0.1, "train.models": 0.3, "train.cards": 0.15, "train.memory": 0.2, "train.calibration": 0.3, "train": 0, "sql": 0,
 }  # fmt: skip
 BESIDE = {"batcher.formats", "batcher.shapes", "batcher.exports"}
 """Rooms of one floor that `datasets` is made of; they may know each other."""
