@@ -36,7 +36,10 @@ from batcher.shapes import REASONS, SHAPES, Parts, Reader, Shape, ShapeError, Un
 from batcher.store import Connection, Store, append, hash_id, rows, scalar, utc_now
 from graders import Example
 
-__all__ = ["DatasetError", "DatasetVersion", "Imported", "example_id", "export_rows", "import_file", "resolve"]
+__all__ = [
+    "DatasetError", "DatasetVersion", "Imported", "ReadFile", "example_id", "export_rows", "import_file", "read_examples", "resolve",
+    "stored_examples",
+]  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FIRST_ROWS = 100  # that decide the shape
@@ -75,6 +78,17 @@ class DatasetVersion:
     rows: int
     shape: str
     format: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A data file read without a database: its usable rows in order, and how many were set aside, by reason."""
+
+    examples: list[Example]
+    rows: int
+    set_aside: dict[str, int]
+    shape: str
     sha256: str
 
 
@@ -298,12 +312,7 @@ class _Work:
 
     def check_usable(self) -> None:
         if not self.usable:
-            told = "; ".join(
-                f"{count:,} x {reason} ({REASONS[reason]})" for reason, count in self.reasons.most_common()
-            )
-            raise DatasetError(
-                f"{self.source.path}: none of its {self.read:,} rows can be used: {told}; see --shape and --map"
-            )
+            raise DatasetError(_none_usable(self.source.path, self.reasons))
 
     def _set_aside(self, batch: _Batch, position: int, found: Found, reason: str) -> int:
         if self.strict:
@@ -393,6 +402,51 @@ def _insert(con: Connection, staged: _Staged, version_id: str, batch: _Batch) ->
     bad = [(version_id, *row) for row in batch.set_aside]
     append(con, "set_aside", ("version_id", "position", "line", "reason", "row"), bad)
     return int(added[0]) if added else 0
+
+
+# -- read -------------------------------------------------------------------------------------------------------
+
+
+def read_examples(path: str | Path, *, shape: str = "auto", mapping: Mapping[str, str] | None = None) -> ReadFile:
+    """The usable rows of a file, as an import would take them, without any database. Raises DatasetError."""
+    path = Path(path)
+    source = formats.inspect(path)
+    digest = source.sha256()
+    first, found = _peek(source)
+    try:
+        layout = shapes.choose_shape(shape, mapping, [f.row for f in first if isinstance(f.row, dict)])
+    except ShapeError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    read, examples, reasons = shapes.reader(layout), [], Counter[str]()
+    for one in found:
+        try:
+            if one.reason or type(one.row) is not dict:
+                raise Unusable(one.reason or "not_an_object")
+            parts = read(one.row)
+            orjson.dumps(parts[:5])
+            examples.append(Parts(*parts).example())
+        except Unusable as error:
+            reasons[error.reason] += 1
+        except TypeError:
+            reasons["bad_unicode"] += 1
+    if not examples:
+        raise DatasetError(_none_usable(path, reasons))
+    return ReadFile(examples, len(examples) + reasons.total(), dict(reasons.most_common()), layout.name, digest)
+
+
+def _none_usable(path: Path, reasons: Counter[str]) -> str:
+    told = "; ".join(f"{count:,} x {reason} ({REASONS[reason]})" for reason, count in reasons.most_common())
+    return f"{path}: none of its {reasons.total():,} rows can be used: {told}; see --shape and --map"
+
+
+def stored_examples(store: Store, version_id: str, positions: Sequence[int] | None = None) -> list[Example]:
+    """The examples at these positions of a dataset version, in the order of their positions (None: all of them).
+
+    Raises DatasetError when a position holds no usable row.
+    """
+    with store.reader() as con:
+        chosen = _positions(con, version_id, positions)
+    return [parts.example() for _, _, parts in _pages(store, version_id, chosen)]
 
 
 # -- find -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batcher import exports, formats, shapes
-from batcher.datasets import DatasetError, example_id, export_rows, import_file, resolve
+from batcher.datasets import (
+    DatasetError,
+    example_id,
+    export_rows,
+    import_file,
+    read_examples,
+    resolve,
+    stored_examples,
+)
 from batcher.store import Store, scalar
 from graders import Example, Turn
 
@@ -817,3 +825,45 @@ def test_a_format_that_is_written_can_be_read(store: Store, tmp_path: Path) -> N
         export_rows(store, done.version_id, None, tmp_path / f"b.{suffix}")
         back = import_file(store, tmp_path / f"b.{suffix}")
         assert contents(store, back.version_id) == contents(store, done.version_id)
+
+
+# -- examples without a database, and out of one ------------------------------------------------------------------
+
+
+def test_a_file_is_read_without_a_database_as_an_import_would_take_it(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in ROWS)
+        + '{"instruction": "No answer."}\n[1]\n{"instruction": "x", "output": "\\ud800"}\n{broken\n'
+    )
+    read = read_examples(path)
+    assert read.examples == [Example(row["instruction"], row["input"], row["output"]) for row in ROWS]
+    assert (read.rows, read.shape, read.sha256) == (7, "alpaca", hashlib.sha256(path.read_bytes()).hexdigest())
+    imported = import_file(store, path)
+    assert (read.set_aside, len(read.examples)) == (imported.reasons, imported.rows)
+    assert sum(read.set_aside.values()) == 4
+    assert stored_examples(store, imported.version_id) == read.examples
+
+
+def test_conversations_and_mapped_keys_are_read_too(tmp_path: Path) -> None:
+    (read,) = read_examples(jsonl(tmp_path / "chat.jsonl", [{"messages": CHAT}])).examples
+    assert (read.system, read.turns) == ("Be brief.", (Turn("user", "Hi"), Turn("assistant", "Hello.")))
+    assert (read.instruction, read.output) == ("2 + 2?", "4")
+    path = jsonl(tmp_path / "qa.jsonl", [{"question": "2 + 2?", "answer": "4"}])
+    mapped = read_examples(path, mapping={"instruction": "question", "output": "answer"})
+    assert mapped.examples == [Example("2 + 2?", "", "4")]
+    with pytest.raises(DatasetError, match=r"qa\.jsonl"):
+        read_examples(path)
+
+
+def test_a_file_without_a_usable_row_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [{"instruction": "x", "output": None}, {"instruction": None, "output": "y"}])
+    with pytest.raises(DatasetError, match=r"none of its 2 rows can be used: 1 x no_answer .*--shape"):
+        read_examples(path)
+
+
+def test_stored_examples_come_in_the_order_of_their_positions(store: Store, tmp_path: Path) -> None:
+    version = import_file(store, jsonl(tmp_path / "rows.jsonl", ROWS)).version_id
+    assert [e.output for e in stored_examples(store, version, [2, 1])] == ["Guten Morgen 🌞", "Red."]
+    with pytest.raises(DatasetError, match="no usable row at position 7"):
+        stored_examples(store, version, [0, 7])

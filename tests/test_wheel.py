@@ -38,6 +38,8 @@ def test_the_wheel_holds_the_four_packages_with_their_sql_and_rubrics_and_nothin
         ("sql/views", ".sql"),
         ("sql/queries", ".sql"),
         ("graders/rubrics", ".toml"),
+        ("train", ".toml"),
+        ("train/presets", ".json"),
     ):
         here = {f"{folder}/{path.name}" for path in (ROOT / folder).glob(f"*{suffix}")}
         assert here and here <= set(names)
@@ -54,5 +56,8 @@ def test_an_installed_wheel_does_the_main_job_outside_the_checkout(wheel: Path, 
     run(alpasift, "filter", EXAMPLES, "-o", "kept.json", "--grader", "rules", cwd=tmp_path)
     found = run(alpasift, "query", "scores", "--json", cwd=tmp_path)
     assert [row["rows"] for row in json.loads(found) if row["score"] == 1] == [133]
+    fits = run(alpasift, "fit", "--model", "llama-2-7b", "--data", EXAMPLES, "--gpu-memory", 24, "--json", cwd=tmp_path)
+    assert json.loads(fits)["fits"] is True  # without torch, which the core does not bring
+    assert not list((tmp_path / "env").rglob("torch"))
     where = run(binaries / "python", "-c", "import batcher, sql; print(batcher.__file__, sql.__file__)", cwd=tmp_path)
     assert all(str(tmp_path) in path for path in where.split())
