@@ -20,7 +20,7 @@ install-all: .venv/.installed-all
 
 .venv/.installed-all: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,llama]' torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,llama,train]'
 	@touch .venv/.installed $@
 
 # vLLM pins packages of its own, so it gets an environment to itself: a CPU build, about two minutes

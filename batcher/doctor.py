@@ -27,9 +27,12 @@ from graders.offline import is_here
 from graders.prices import PriceError, age_warning, find_overrides, price_of, read_overrides
 from graders.rubric import load_rubric, rubric_names
 from graders.tokens import tokenizer_for
+from train.cards import NoCard, found_card
+from train.sft import lacks as lacks_to_train
 
 VOCABULARIES = {"o200k_base": "gpt-4.1-nano", "cl100k_base": "gpt-4"}
 """The vocabularies that come with splintr-rs, and a model of each."""
+_BRING_TRAINING = "where there is a network: alpasift bundle create DIR --wheels --extra train; carry DIR"
 _SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -40,6 +43,7 @@ def doctor(database: str) -> list[dict[str, Any]]:
         lacks = getattr(import_module(f"graders.{name}"), "lacks", None)
         missing = lacks() if lacks is not None else None
         lines.append({"what": f"grader {name}", "ok": missing is None, "says": missing or "can work here"})
+    lines += _training()
     says = f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"
     lines.append({"what": "python", "ok": True, "says": says})
     lines.append(_database_line(Path(database)))
@@ -51,6 +55,21 @@ def doctor(database: str) -> list[dict[str, Any]]:
         {"what": "--grader auto", "ok": bool(named), "says": ", ".join(named) or "ALPASIFT_GRADERS names no grader"}
     )
     return lines
+
+
+def _training() -> list[dict[str, Any]]:
+    """Whether a model can be trained here, and the card it would be trained on."""
+    missing = lacks_to_train()
+    lines = [{"what": "training", "ok": missing is None, "says": missing or "can work here"}]
+    try:
+        card = found_card()
+    except NoCard as error:
+        return [
+            *lines,
+            {"what": "card", "ok": True, "says": f"{str(error).split(';')[0]}; training works on the processor"},
+        ]
+    says = f"{card.label}, {card.usable_bytes / 2**30:.1f} GiB usable, {'bf16' if card.bf16 else 'fp16'}"
+    return [*lines, {"what": "card", "ok": True, "says": says}]
 
 
 def _database_line(path: Path) -> dict[str, Any]:
@@ -80,7 +99,14 @@ def offline_doctor(named: Sequence[str], database: str) -> Without:
     specs = named_graders(named)
     rows = [_row(f"grader {name}", *_package_of(name)) for name in backend_names()]
     graders = [_row(spec, *_grader(spec)) for spec in specs]
-    rows += [*graders, *_vocabularies(), _prices(database), _rubrics(), _children()]
+    rows += [
+        *graders,
+        _row("training", lacks_to_train(), "works without a network, given a model folder", _BRING_TRAINING),
+        *_vocabularies(),
+        _prices(database),
+        _rubrics(),
+        _children(),
+    ]
     return Without(rows, all(row["ok"] for row in graders))
 
 

@@ -393,9 +393,17 @@ def test_the_version_is_printed(alpasift: Call) -> None:
 
 def test_doctor_says_what_each_grader_lacks(alpasift: Call) -> None:
     found = {row["what"]: row for row in alpasift("doctor", "--json").json}
-    assert {"grader fake", "grader llama_cpp", "grader rules", "python", "database", "disk", "--grader auto"} <= set(
-        found
-    )
+    assert {
+        "grader fake",
+        "grader llama_cpp",
+        "grader rules",
+        "python",
+        "database",
+        "disk",
+        "--grader auto",
+        "training",
+        "card",
+    } <= set(found)
     assert found["grader rules"]["ok"] is True
 
 

@@ -40,6 +40,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sql": ("look", "Ask the database in SQL, also while a run is writing."),
     "query": ("look", "Run one of the named queries."),
     "models": ("models", "Local graders worth trying, and the usual API model."),
+    "fit": ("fit", "What fits a card: memory, minutes and dollars of a fine-tune."),
+    "train": ("train", "Fine-tune a model on rows, resumable, by a paper's recipe."),
+    "export-model": ("export_model", "Write a trained model as adapter, merged weights or GGUF."),
     "doctor": ("look", "What each grader lacks on this machine."),
     "bundle": ("airgap", "What an air-gapped machine needs: pack it here, check it there."),
 }
@@ -57,7 +60,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"batcher.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -119,8 +122,10 @@ def _exit_code(error: BaseException) -> int:
     from batcher.ledger import NoBudget
     from graders import BackendUnavailable, BudgetExceeded
     from graders.prices import NoBatchPrice, UnknownPrice
+    from train.cards import NoCard
+    from train.memory import NothingFits
 
-    if isinstance(error, BackendUnavailable | NoBatchPrice | UnknownPrice):
+    if isinstance(error, BackendUnavailable | NoBatchPrice | UnknownPrice | NoCard | NothingFits):
         return 3
     if isinstance(error, BudgetExceeded):
         return 4
