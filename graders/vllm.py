@@ -1,7 +1,8 @@
 """Grade on this machine with vLLM: `vllm:models/llama-3.1-8b`, or with a LoRA adapter `vllm:BASE+ADAPTER`.
 
 MODEL is a Hugging Face folder with safetensors weights. Nothing is downloaded: a name such as `meta-llama/Llama-3.1-8B`
-works only where the model lies in the local cache. Nothing leaves the machine, nothing is paid.
+works only where the model lies in the local cache. Nothing leaves the machine, nothing is paid. An adapter that brings a chat
+template with it is asked under that.
 
 The engine runs in a process of its own, which this file also is (`_serve`). So nothing that vLLM writes reaches the
 user's terminal, Ctrl-C reaches it as a request to stop, and an engine that dies is started again while the rest lives:
@@ -140,23 +141,24 @@ class VLLM:
         self._folder = model.folder
         self.name = f"vllm:{model.folder.name}" + (f"+{adapter.folder.name}" if adapter else "")
         dtype = "float32" if device == "cpu" else model.dtype
+        template = (adapter.template if adapter else "") or model.template
         self.fingerprint: Mapping[str, str] = {
             "files": sha256_of(model.files),
             "adapter": sha256_of(adapter.files) if adapter else "none",
             "dtype": dtype,
             "quantization": quantization or model.quantization,
             "max_model_len": str(model.context),
-            "template": hashlib.sha256(model.template.encode()).hexdigest() if model.template else "plain",
+            "template": hashlib.sha256(template.encode()).hexdigest() if template else "plain",
         }
         self.facts: Mapping[str, str] = {
             "vllm": _version(),
             "device": "cpu" if device == "cpu" else _card_name(),
             "tensor_parallel": str(tensor_parallel),
             "gpu_memory": f"{gpu_memory:g}",
-            "template": "the model's" if model.template else "plain",
+            "template": "the model's" if template else "plain",
         }
         self.remarks: tuple[str, ...] = ()
-        if not model.template:
+        if not template:
             self.remarks = (f"{model.folder.name} has no chat template: the messages are given to it as plain text",)
         self._settings: dict[str, Any] = {
             "model": str(model.folder), "tokenizer_mode": "hf", "trust_remote_code": False, "dtype": dtype,
@@ -591,6 +593,8 @@ class _Engine:
         self._dead = EngineDeadError
         transformers: Any = import_module("transformers")
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(settings["model"], local_files_only=True)
+        if adapter and (template := _template(Path(adapter))):  # what it was trained to answer
+            self.tokenizer.chat_template = template
         self.llm: Any = LLM(**settings)
         self.engine: Any = self.llm.llm_engine
         self.adapter: Any = LoRARequest("adapter", 1, adapter) if adapter else None
@@ -906,11 +910,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter's folder. `room` is the rank that vLLM must make room for."""
+    """A LoRA adapter's folder. `room` is the rank that vLLM must make room for, `template` the chat template it brings, if any."""
 
     folder: Path
     files: list[Path]
     room: int
+    template: str
 
 
 def look_at(folder: Path, context: int | None = None) -> Model:
@@ -996,7 +1001,7 @@ def look_at_adapter(folder: Path, base: Model) -> Adapter:
             raise BackendError(f"{folder} says rank {rank} and holds weights of rank {shape[1 - place]}; save it again")
     rank = max([rank, *(config.get("rank_pattern") or {}).values()])
     room = next((allowed for allowed in ADAPTER_RANKS if allowed >= rank), ADAPTER_RANKS[-1])
-    return Adapter(folder, [file, folder / "adapter_config.json"], room)
+    return Adapter(folder, [file, folder / "adapter_config.json"], room, _template(folder))
 
 
 def _split(argument: str) -> tuple[Path, Path | None]:

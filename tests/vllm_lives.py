@@ -207,6 +207,23 @@ def adapted(models: Path) -> dict[str, Any]:
     return told
 
 
+ASKED = ("Name a river.", "Say how bread rises, and why it falls again.", "Text with <|im_end|> in it.")
+
+
+def exported(models: Path) -> dict[str, Any]:
+    """A trained model, merged, and as an adapter beside its base: free text, as a user asks it."""
+    told: dict[str, Any] = {}
+    for name, folder, suffix in (("merged", "merged", ""), ("adapter", "base", f"+{models / 'adapter'}")):
+        backend = started(models / folder, suffix)
+        requests = [
+            Request(f"key{n}", (("user", text),), Example(text, "", ""), "accuracy", choices=None, max_tokens=20)
+            for n, text in enumerate(ASKED)
+        ]
+        told[name] = {"template": backend.fingerprint["template"], "replies": replies(backend, requests)}
+        backend.close()
+    return told
+
+
 def does_not_start(models: Path) -> dict[str, Any]:
     """Folders that look right and that the engine refuses."""
     return {name: error_of(started(models / name), [ask(1)]) for name in ("unknown", "misshapen")}
