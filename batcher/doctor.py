@@ -22,7 +22,7 @@ from typing import Any
 from batcher.plan import USUAL, kind, named_graders
 from batcher.store import Store, StoreError, scalar
 from graders import AlpaSiftError, backend_names
-from graders.model_files import gguf_parts
+from graders.model_files import NotSafetensors, gguf_parts, safetensors_shapes
 from graders.offline import is_here
 from graders.prices import PriceError, age_warning, find_overrides, price_of, read_overrides
 from graders.rubric import load_rubric, rubric_names
@@ -250,18 +250,12 @@ def _shards(index: Path) -> list[str] | None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its head says. Format: 8 bytes of length, JSON, then the tensors."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, 100_000_000):
-            return False
-        try:
-            tensors = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-            return size == 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            return False
+    """Whether a safetensors file is as long as its head says."""
+    try:
+        safetensors_shapes(path)
+    except NotSafetensors:
+        return False
+    return True
 
 
 def _in_cache(name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Which model it is: the hash of its files, remembered so that a model of many gigabytes is read once.
+"""Which model it is, and whether its files are whole: their hash, remembered so that gigabytes are read once, and their heads.
 
 Knows files; nothing of engines.
 """
@@ -44,3 +44,36 @@ def gguf_parts(path: Path) -> list[Path]:
     """The files of a GGUF model: itself, or all its parts where it is split."""
     split = re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", path.name)
     return sorted(path.parent.glob(f"{split[1]}*{split[2]}")) if split else [path]
+
+
+class NotSafetensors(ValueError):
+    """A file that is no safetensors file, or not all of one. `needed` is its length by its head, None where it has none."""
+
+    def __init__(self, file: Path, size: int, needed: int | None = None) -> None:
+        self.size, self.needed = size, needed
+        super().__init__(
+            f"{file} has {size:,} bytes and needs {needed:,}" if needed else f"{file} is no safetensors file"
+        )
+
+
+def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a safetensors file, whose bytes are all there. Raises NotSafetensors and OSError.
+
+    Format: 8 bytes of length, a JSON head, the tensors (https://github.com/huggingface/safetensors).
+    """
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        if not 2 <= length <= min(size - 8, 100_000_000):
+            raise NotSafetensors(file, size)
+        try:
+            entries = {
+                name: entry for name, entry in json.loads(content.read(length)).items() if name != "__metadata__"
+            }
+            needed = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise NotSafetensors(file, size) from error
+    if needed != size:
+        raise NotSafetensors(file, size, needed)
+    return shapes

@@ -54,7 +54,7 @@ from typing import TYPE_CHECKING, Any
 from graders import LEAD_TOKENS, BackendError, BackendUnavailable, Estimate, Example, Meter, Reply, Request, batched
 from graders.chat import Layout, layout_of
 from graders.choices import Node, inner_nodes, logprobs_of, trie_of
-from graders.model_files import sha256_of
+from graders.model_files import NotSafetensors, safetensors_shapes, sha256_of
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -1065,20 +1065,13 @@ def _weights(folder: Path) -> list[Path]:
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a safetensors file. Raises BackendError when it is cut off or none."""
     try:
-        with file.open("rb") as content:
-            size = int.from_bytes(content.read(8), "little")
-            whole = file.stat().st_size
-            if not 2 <= size <= min(whole - 8, 100_000_000):
-                raise BackendError(f"{file} is no safetensors file, or is incomplete; download it again")
-            table = json.loads(content.read(size))
-        tensors = {name: entry for name, entry in table.items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return safetensors_shapes(file)
+    except NotSafetensors as error:
+        if error.needed is None:
+            raise BackendError(f"{file} is no safetensors file, or is incomplete; download it again") from error
+        raise BackendError(f"{file} is incomplete: {error.size} of {error.needed} bytes; download it again") from error
+    except OSError as error:
         raise BackendError(f"{file} cannot be read as safetensors: {error}; download it again") from error
-    if 8 + size + end != whole:
-        raise BackendError(f"{file} is incomplete: {whole} of {8 + size + end} bytes; download it again")
-    return shapes
 
 
 def _template(folder: Path) -> str:

@@ -519,6 +519,18 @@ def cut_short(base: Path, to: Path) -> Path:
     return to
 
 
+def an_index_that_climbs(base: Path, to: Path) -> Path:
+    copy_of(base, to)
+    (to / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../base/model.safetensors"}}')
+    return to
+
+
+def no_weights_at_all(base: Path, to: Path) -> Path:
+    copy_of(base, to)
+    (to / "model.safetensors").write_text("<html>not found</html>")
+    return to
+
+
 def no_tokenizer(base: Path, to: Path) -> Path:
     copy_of(base, to)
     (to / "tokenizer.json").unlink()
@@ -543,6 +555,8 @@ def no_config(base: Path, to: Path) -> Path:
         (no_folder, "there is no model folder"),
         (a_pickle, "pytorch_model.bin, a pickle, which can run code"),
         (cut_short, "model.safetensors has 100,000 bytes and needs"),
+        (an_index_that_climbs, "'../base/model.safetensors', which is no file of this folder"),
+        (no_weights_at_all, "model.safetensors is not a safetensors file"),
         (no_tokenizer, "has no tokenizer"),
         (no_end, "no end-of-text token"),
         (no_config, "is no model folder: it has no config.json"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from graders.model_files import sha256_of
+from graders.model_files import NotSafetensors, safetensors_shapes, sha256_of
 from train.artifacts import TrainError
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -48,6 +48,9 @@ def find_base(folder: Path) -> Base:
         named = read_json(index, f"{folder} is not whole").get("weight_map")
         if not isinstance(named, dict) or not named:
             raise TrainError(f"{index} names no weights; copy the model again")
+        foreign = [name for name in named.values() if not isinstance(name, str) or Path(name).name != name]
+        if foreign:
+            raise TrainError(f"{index} names {foreign[0]!r}, which is no file of this folder; copy the model again")
         weights = tuple(folder / name for name in sorted(set(named.values())))
     else:
         weights = (folder / "model.safetensors",)
@@ -71,23 +74,13 @@ def find_base(folder: Path) -> Base:
 
 
 def check_safetensors(file: Path) -> None:
-    """Raise TrainError unless the header of a safetensors file can be read and its bytes are all there.
-
-    Format: 8 bytes of length, a JSON header, the bytes (https://github.com/huggingface/safetensors).
-    """
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        head = content.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > min(size - 8, 100_000_000):
-            raise TrainError(f"{file} is not a safetensors file; copy it again from where it was published")
-        try:
-            entries = json.loads(content.read(length))
-            ends = [e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    """Raise TrainError unless the head of a safetensors file can be read and its bytes are all there."""
+    try:
+        safetensors_shapes(file)
+    except NotSafetensors as error:
+        if error.needed is None:
             raise TrainError(f"{file} is not a safetensors file; copy it again from where it was published") from error
-    if ends and 8 + length + max(ends) != size:
-        raise TrainError(f"{file} has {size:,} bytes and needs {8 + length + max(ends):,}; copy it again")
+        raise TrainError(f"{error}; copy it again") from error
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from train.artifacts import TrainError
+from train.memory import METHODS, Method
 
-Method = Literal["full", "lora", "qlora"]
-METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 Schedule = Literal["cosine", "linear", "constant"]
 ALL_LINEAR = "all-linear"
 

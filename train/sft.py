@@ -30,7 +30,7 @@ from train import data as rows
 from train import memory
 from train.artifacts import NotWhole, TrainError, read_manifest, sha256, whole_folder
 from train.cards import Card
-from train.models import TOKENIZER_FILES, Base, Precision, find_base, load_model, load_tokenizer, nf4_config
+from train.models import TOKENIZER_FILES, Base, Precision, find_base, load_model, load_tokenizer
 from train.packing import Plan, plan
 from train.recipes import Settings
 from train.trainer import check_apart, forget_after, make_trainer, newest_checkpoint
@@ -447,11 +447,6 @@ def _load(prepared: Prepared) -> Any:
         return get_peft_model(model, lora, autocast_adapter_dtype=settings.adapter_precision == "fp32")
     except ValueError as error:
         raise TrainError(f"no adapter can be put on {settings.targets} of this model: {error}") from error
-
-
-def quantisation_of(settings: Settings) -> Any:
-    """The bitsandbytes configuration under which method qlora reads the base."""
-    return nf4_config(_precision(settings))
 
 
 def _cards_visible() -> int:

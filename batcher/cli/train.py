@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from batcher.trainings import Recorder
     from graders import Example
     from train.cards import Card
-    from train.memory import Forecast, Lengths, Shape
-    from train.recipes import Method, Settings
+    from train.memory import Forecast, Lengths, Method, Shape
+    from train.recipes import Settings
     from train.sft import Measured, Metrics, Prepared
 
 CPU_PACK_LENGTH = 512
