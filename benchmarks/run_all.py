@@ -27,6 +27,8 @@ def main() -> None:
         ["llama_sharing.py", "--data", options.data],
         ["llama_contracts.py", "--data", options.data],
         ["openai_batch_52k.py", "--data", options.data],
+        ["fit_published.py", "--data", options.data],
+        ["packing.py", "--data", options.data],
         ["import_speed.py", "--data", options.data, "--rows", options.rows],
     ]
     failed = []
