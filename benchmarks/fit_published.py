@@ -2,8 +2,8 @@
 
     python benchmarks/fit_published.py [--data FILE] [--usd-per-hour X]
 
-Only the first table compares with measurements. All others are forecasts. Without --data the lengths are drawn so that they
-look like Alpaca's: log-normal with a median of 106 and a 95th percentile of 231 tokens, a mean of 119, 52 % of them trained on.
+Only the first table compares with measurements, all others are forecasts. Without --data, lengths like Alpaca's are
+drawn: log-normal with a median of 106 and a 95th percentile of 231 tokens, a mean of 119, 52 % of them trained on.
 """
 
 from __future__ import annotations
@@ -17,26 +17,18 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from train.cards import GIB, Card, card_named, card_of_size
-from train.memory import (
-    Lengths,
-    Method,
-    NothingFits,
-    Setup,
-    Shape,
-    choose,
-    configurations,
-    describe,
-    lengths_of,
-    peak,
-    read_shape,
-)
+from alpasift.train.fit.cards import GIB, Card, card_named, card_of_size
+from alpasift.train.fit.choice import NothingFits, choose, configurations
+from alpasift.train.fit.memory import peak
+from alpasift.train.fit.model_dims import ModelDims, read_dims
+from alpasift.train.fit.train_config import Method, TrainConfig
+from alpasift.train.fit.workload import Lengths, Workload, lengths_of
 
 LLAMA_FACTORY = "https://github.com/hiyouga/LLaMA-Factory/wiki/Performance-comparison"
 LITGPT = "https://github.com/Lightning-AI/litgpt/blob/main/tutorials/resource-tables.md"
 QWEN = "https://www.mintlify.com/QwenLM/Qwen/finetuning/qlora"
 AXOLOTL = "https://huggingface.co/spaces/Dovakiins/qwerrwe"
-QWEN_7B = Shape("qwen-7b", 4096, 11008, 32, 32, 32, 128, 151936, 8192)
+QWEN_7B = ModelDims("qwen-7b", 4096, 11008, 32, 32, 32, 128, 151936, 8192)
 """The first Qwen, not 2.5: Llama's layers with a larger vocabulary; its 0.4 M biases are left out."""
 
 
@@ -49,8 +41,8 @@ class Published:
 
     group: str
     what: str
-    shape: Shape
-    setup: Setup
+    dims: ModelDims
+    config: TrainConfig
     tokens: int
     gb: float
     counts: str
@@ -60,7 +52,7 @@ class Published:
 
     @property
     def forecast_gb(self) -> float:
-        parts = peak(self.shape, self.setup, self.tokens)
+        parts = peak(self.dims, self.config, self.tokens)
         return (parts.total if self.counts == "card" else parts.allocated) / 1e9
 
     @property
@@ -71,43 +63,87 @@ class Published:
 
 def published() -> list[Published]:
     """Every published peak that the formulas were held against, the known misses among them."""
-    small, large = read_shape("llama-2-7b"), read_shape("llama-2-13b")
+    small, large = read_dims("llama-2-7b"), read_dims("llama-2-13b")
     found = []
     factory = {"rank": 8, "adapter_dtype": "fp32", "head": "vanilla"}
     for tokens, gb in ((1024, 6), (2048, 7), (4096, 9), (8192, 12), (16384, 19), (32768, 32)):
-        setup = Setup("qlora", attention="flash", **factory)
+        config = TrainConfig("qlora", attention="flash", **factory)
         found.append(
             Published(
-                "LLaMA-Factory", f"7B 4-bit, 1 x {tokens}, FA2", small, setup, tokens, gb, "card", 0.07, LLAMA_FACTORY
+                "LLaMA-Factory", f"7B 4-bit, 1 x {tokens}, FA2", small, config, tokens, gb, "card", 0.07, LLAMA_FACTORY
             )
         )
-    rounded = "published in whole GB, so 16.5 to 17.5; the forecast is 4 % above that. With HF's attention, which is ours, it is within 2 %"
-    found += [
-        Published("LLaMA-Factory", "7B 16-bit, 4 x 1024, HF", small, Setup("lora", 4, **factory), 4096, 18, "card", 0.07, LLAMA_FACTORY),
-        Published("LLaMA-Factory", "7B 4-bit, 4 x 1024, HF", small, Setup("qlora", 4, **factory), 4096, 9, "card", 0.07, LLAMA_FACTORY),
-        Published("LLaMA-Factory", "7B 16-bit, 4 x 1024, FA2", small, Setup("lora", 4, attention="flash", **factory), 4096, 17, "card", 0.07, LLAMA_FACTORY, rounded),
-    ]  # fmt: skip
-    litgpt = {
-        "rank": 8, "targets": ("q_proj", "v_proj"), "checkpointing": False, "head": "vanilla", "logit_bytes": 2, "attention": "flash",
-    }  # fmt: skip
-    kept = (
-        "bitsandbytes 0.41 kept the input of every linear layer, about 14h bytes a token and layer; 0.50 keeps none, and on the "
-        "CPU QLoRA was measured to keep what LoRA keeps"
+    rounded = (
+        "published in whole GB, so 16.5 to 17.5; the forecast is 4 % above that. With HF's attention, which is ours, "
+        "it is within 2 %"
     )
-    for method, shape, rows, gb, miss in (
-        ("lora", small, 1, 21.30, ""), ("lora", small, 2, 29.07, ""), ("lora", large, 1, 38.12, ""),
-        ("qlora", small, 1, 13.84, kept), ("qlora", large, 1, 22.55, kept),
-    ):  # fmt: skip
-        size, how = ("7B" if shape is small else "13B"), ("bf16" if method == "lora" else "NF4")
+    found += [
+        Published(
+            "LLaMA-Factory",
+            "7B 16-bit, 4 x 1024, HF",
+            small,
+            TrainConfig("lora", 4, **factory),
+            4096,
+            18,
+            "card",
+            0.07,
+            LLAMA_FACTORY,
+        ),
+        Published(
+            "LLaMA-Factory",
+            "7B 4-bit, 4 x 1024, HF",
+            small,
+            TrainConfig("qlora", 4, **factory),
+            4096,
+            9,
+            "card",
+            0.07,
+            LLAMA_FACTORY,
+        ),
+        Published(
+            "LLaMA-Factory",
+            "7B 16-bit, 4 x 1024, FA2",
+            small,
+            TrainConfig("lora", 4, attention="flash", **factory),
+            4096,
+            17,
+            "card",
+            0.07,
+            LLAMA_FACTORY,
+            rounded,
+        ),
+    ]
+    litgpt = {
+        "rank": 8,
+        "targets": ("q_proj", "v_proj"),
+        "checkpointing": False,
+        "head": "vanilla",
+        "logit_bytes": 2,
+        "attention": "flash",
+    }
+    kept = (
+        "bitsandbytes 0.41 kept the input of every linear layer, about 14h bytes a token and layer; 0.50 keeps none, "
+        "and on the CPU QLoRA was measured to keep what LoRA keeps"
+    )
+    for method, dims, rows, gb, miss in (
+        ("lora", small, 1, 21.30, ""),
+        ("lora", small, 2, 29.07, ""),
+        ("lora", large, 1, 38.12, ""),
+        ("qlora", small, 1, 13.84, kept),
+        ("qlora", large, 1, 22.55, kept),
+    ):
+        size, how = ("7B" if dims is small else "13B"), ("bf16" if method == "lora" else "NF4")
         what = f"{size} {how}, {rows} x 1304, no checkpointing"
-        setup = Setup(method, rows, **litgpt)
-        found.append(Published("LitGPT", what, shape, setup, 1304 * rows, gb, "allocated", 0.05, LITGPT, miss))
+        config = TrainConfig(method, rows, **litgpt)
+        found.append(Published("LitGPT", what, dims, config, 1304 * rows, gb, "allocated", 0.05, LITGPT, miss))
     for tokens, gb in ((2048, 13.9), (4096, 16.9), (8192, 23.5)):
-        setup = Setup("qlora", rank=64, adapter_dtype="fp32", head="vanilla", logit_bytes=8, attention="flash")
-        found.append(Published("Qwen", f"Qwen-7B Q-LoRA, 1 x {tokens}", QWEN_7B, setup, tokens, gb, "card", 0.10, QWEN))
-    setup = Setup("qlora", 2, rank=32, adapter_dtype="fp32", head="vanilla", attention="flash")
+        config = TrainConfig("qlora", rank=64, adapter_dtype="fp32", head="vanilla", logit_bytes=8, attention="flash")
+        found.append(
+            Published("Qwen", f"Qwen-7B Q-LoRA, 1 x {tokens}", QWEN_7B, config, tokens, gb, "card", 0.10, QWEN)
+        )
+    config = TrainConfig("qlora", 2, rank=32, adapter_dtype="fp32", head="vanilla", attention="flash")
     unknown = "of 2023, with dropout and xformers; which buffers it held beside is not published"
-    found.append(Published("axolotl", "7B, 2 x 4096", small, setup, 8192, 17, "card", 0.10, AXOLOTL, unknown))
+    found.append(Published("axolotl", "7B, 2 x 4096", small, config, 8192, 17, "card", 0.10, AXOLOTL, unknown))
     return found
 
 
@@ -122,11 +158,11 @@ def alpaca_like(examples: int = 9_229, seed: int = 0) -> Lengths:
 
 
 def read_lengths(path: str) -> Lengths:
-    from batcher.datasets import read_examples
-    from train.data import token_counts
+    from alpasift.batcher.data.data_file import read_examples
+    from alpasift.train.token_counts import count_tokens
 
-    counts = token_counts(read_examples(path).examples, None)
-    return lengths_of(counts.prompt, counts.response, 512, counts.how)
+    counts = count_tokens(read_examples(path).examples, None)
+    return lengths_of(counts.prompt, counts.response, 512, counts.counted_by)
 
 
 def print_published() -> None:
@@ -136,7 +172,8 @@ def print_published() -> None:
     for one in published():
         verdict = f"known miss: {one.miss}" if one.miss else ("" if abs(one.error) <= one.within else "MISSED")
         print(
-            f"| {one.group} | {one.what} | {one.gb:g} | {one.forecast_gb:.1f} | {one.error:+.1%} | {one.within:.0%} | {verdict} |"
+            f"| {one.group} | {one.what} | {one.gb:g} | {one.forecast_gb:.1f} | {one.error:+.1%} | {one.within:.0%} "
+            f"| {verdict} |"
         )
 
 
@@ -147,10 +184,11 @@ def print_peaks() -> None:
     for name in ("llama-2-7b", "llama-2-13b"):
         for method in ("qlora", "lora", "full"):
             for checkpointing in (True, False):
-                cells = [
-                    f"{peak(read_shape(name), Setup(method, rows, checkpointing=checkpointing), 512 * rows).total / GIB:.1f}"
+                peaks = [
+                    peak(read_dims(name), TrainConfig(method, rows, checkpointing=checkpointing), 512 * rows).total
                     for rows in (1, 4, 8)
                 ]
+                cells = [f"{size / GIB:.1f}" for size in peaks]
                 print(f"| {name} | {method} | {'with' if checkpointing else 'without'} | {' | '.join(cells)} |")
 
 
@@ -162,15 +200,15 @@ def print_choices(lengths: Lengths, cards: Sequence[Card], title: str, usd_per_h
     for name in ("llama-2-7b", "llama-2-13b"):
         for card in cards:
             try:
-                one = choose(read_shape(name), lengths, card, usd_per_hour=usd_per_hour).chosen
+                one = choose(read_dims(name), Workload(lengths), card, usd_per_hour=usd_per_hour).chosen
             except NothingFits as error:
                 print(f"| {name} | {card.label} | {error} | | {card.usable_bytes / GIB:.1f} | | | |")
                 continue
             fast, slow = (one.seconds_fast or 0) / 60, (one.seconds_slow or 0) / 60
             print(
-                f"| {name} | {card.label} | {describe(one.setup)}, {one.setup.dtype} | {one.peak_bytes / GIB:.1f} | "
-                f"{card.usable_bytes / GIB:.1f} | {one.tokens_per_second:,.0f} | {one.minutes:,.0f} ({fast:,.0f} to {slow:,.0f}) | "
-                f"{'' if one.usd is None else f'{one.usd:.2f}'} |"
+                f"| {name} | {card.label} | {one.config.describe()}, {one.config.dtype} | {one.peak_bytes / GIB:.1f} | "
+                f"{card.usable_bytes / GIB:.1f} | {one.tokens_per_second:,.0f} | {one.minutes:,.0f} ({fast:,.0f} to "
+                f"{slow:,.0f}) | {'' if one.usd is None else f'{one.usd:.2f}'} |"
             )
 
 
@@ -182,17 +220,17 @@ def print_methods(lengths: Lengths, cards: Sequence[Card]) -> None:
     methods: tuple[Method, ...] = ("lora", "qlora")
     for name in ("llama-2-7b", "llama-2-13b"):
         for card in cards:
-            made = configurations(read_shape(name), lengths, card, methods)
+            made = configurations(read_dims(name), Workload(lengths), card, methods)
             for method in methods:
                 for checkpointing in (False, True):
                     group = [
-                        one for one in made if one.setup.method == method and one.setup.checkpointing == checkpointing
+                        one for one in made if one.config.method == method and one.config.checkpointing == checkpointing
                     ]
                     fitting = [one for one in group if one.fits]
                     how = f"| {name} | {card.label} | {method} | {'with' if checkpointing else 'without'} |"
                     if fitting:
                         one = min(fitting, key=lambda one: (one.seconds or 0, one.peak_bytes))
-                        rows = f"{one.setup.micro_batch} x {one.setup.pack_length}"
+                        rows = f"{one.config.micro_batch} x {one.config.pack_length}"
                         print(f"{how} {rows} | {one.peak_bytes / GIB:.1f} | {one.minutes:,.0f} |")
                     else:
                         least = min(group, key=lambda one: one.needed_bytes)
@@ -205,12 +243,13 @@ def main() -> None:
     parser.add_argument("--usd-per-hour", type=Decimal, help="of the machine")
     options = parser.parse_args()
     if options.data and not Path(options.data).exists():
-        sys.exit(f"there is no file {options.data}")
+        sys.exit(f"file not found: {options.data}")
     lengths = read_lengths(options.data) if options.data else alpaca_like()
     print_published()
     print_peaks()
     print(
-        f"\n{len(lengths.tokens):,} examples, {lengths.total:,} tokens ({lengths.how}), {lengths.cut} cut at 512; 3 epochs"
+        f"\n{len(lengths.tokens):,} examples, {lengths.total:,} tokens ({lengths.counted_by}), {lengths.truncated} cut "
+        "at 512; 3 epochs"
     )
     sizes = [card_of_size(size) for size in (16, 24, 40, 80)]
     print_choices(lengths, sizes, "Chosen by the card's memory alone (forecasts)", options.usd_per_hour)

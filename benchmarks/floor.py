@@ -18,7 +18,7 @@ import duckdb
 import openai
 import pyarrow as pa
 
-from graders.rubric import load_rubric
+from alpasift.graders.prompts.rubric import load_rubric
 
 MODEL, ROWS_A_FILE = "gpt-4o-mini", 50_000
 

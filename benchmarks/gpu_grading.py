@@ -2,10 +2,11 @@
 
     python -m benchmarks.gpu_grading                     # needs a CUDA card and the package vllm; exits 3 without
 
-The weights are random and never written to disk (vLLM's load_format "dummy"), which takes the time of real ones. What is
-compared, each the median of three repetitions on fresh rows: the score alone, the score with reasons of 256 tokens, and
-the score without prefix caching. The card's share is 2 * parameters * tokens computed a second, over the bfloat16 rate
-of a large matrix product measured here with torch; tokens that come from the cache are not computed and not counted.
+The weights are random and never written to disk (vLLM's load_format "dummy"), which takes the time of real ones. What
+is compared, each the median of three repetitions on fresh rows: the score alone, the score with reasons of 256 tokens,
+and the score without prefix caching. The card's share is 2 * parameters * tokens computed a second, over the bfloat16
+rate of a large matrix product measured here with torch; tokens that come from the cache are not computed and not
+counted.
 """
 
 from __future__ import annotations
@@ -20,12 +21,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from graders import vllm
+from alpasift.graders import vllm
+from alpasift.graders.local import vllm_device
 
 SHAPE = {
-    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "max_position_embeddings": 8192, "rope_theta": 500000.0, "torch_dtype": "bfloat16",
-}  # fmt: skip
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+}
 
 
 def lacking() -> str | None:
@@ -36,7 +44,7 @@ def lacking() -> str | None:
 
     if not torch.cuda.is_available():
         return "torch sees no CUDA card"
-    return vllm.lacks()
+    return vllm.missing_requirements()
 
 
 def matrix_rate(size: int = 8192, seconds: float = 2.0) -> float:
@@ -65,7 +73,7 @@ def parameters(vocabulary: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Rows a second on a CUDA card, by contract and with and without cache."
+        description="Rows a second on a CUDA card, by answer format and with and without cache."
     )
     parser.add_argument("--rows", type=int, default=4096, help="rows of one repetition (default 4096)")
     options = parser.parse_args()
@@ -74,11 +82,14 @@ def main() -> int:
         return 3
     rate = matrix_rate()
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from benchmarks.vllm_answer_formats import PLANT, ours, rows
+
     from tiny_models import changed, make_folder, make_gguf
 
-    from benchmarks.vllm_contracts import PLANT, ours, rows
-
-    print(f"{vllm._card_name()}, vLLM {vllm._version()}, bfloat16 matrix products {rate / 1e12:.0f} TFLOP/s\n")
+    print(
+        f"{vllm_device.card_name()}, vLLM {vllm_device.vllm_version()}, "
+        f"bfloat16 matrix products {rate / 1e12:.0f} TFLOP/s\n"
+    )
     print("| what | rows/s | own tokens/s | share of the card |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         model = make_folder(make_gguf(Path(folder, "tiny.gguf"), PLANT, n_head=2), Path(folder, "shape-8b"))
@@ -86,10 +97,12 @@ def main() -> int:
         size = parameters(json.loads((model / "config.json").read_text())["vocab_size"])
         explained: dict[str, Any] = {"explain": "after", "max_tokens": 256}
         for name, cached, settings, part in (
-            ("score", True, {}, 1), ("score, no prefix caching", False, {}, 2), ("explain, 256 tokens", True, explained, 4),
-        ):  # fmt: skip
+            ("score", True, {}, 1),
+            ("score, no prefix caching", False, {}, 2),
+            ("explain, 256 tokens", True, explained, 4),
+        ):
             backend = vllm.open(str(model))
-            backend._settings.update(load_format="dummy", enable_prefix_caching=cached)
+            backend.engine.process.settings.update(load_format="dummy", enable_prefix_caching=cached)
             ours(backend, rows(256, **settings))
             speeds, tokens = [], 0.0
             for _ in range(3):

@@ -4,25 +4,26 @@
     python -m benchmarks.gpu_training --data FILE --only 7b-lora 7b-qlora --json results.json
     python -m benchmarks.gpu_training --data FILE --tiny             # two tiny shapes on the CPU, to see it run
 
-From the root of the repository, which need not be installed: torch, transformers, peft and accelerate must be there, and
-trl and bitsandbytes, which benchmarks/gpu_wheels.sh fetches where there is a network. FILE is JSON or JSON lines with
-instruction, input and output; only the lengths of its rows are used, cut at the recipe's 512 tokens.
+Run it from the root of the repository, which need not be installed: torch, transformers, peft and accelerate must be,
+and trl and bitsandbytes, which benchmarks/gpu_wheels.sh fetches where there is a network. FILE is JSON or JSON lines
+with instruction, input and output; only the lengths of its rows are used, cut at the recipe's 512 tokens.
 
-Weights and token ids are random numbers, which take the time and the memory of real ones. The weights are written once for
-each shape, as safetensors in bf16 (13.5 and 26 GB), and opened by `train.models`, 4 bits included; `train.sft` trains on them.
-Every row of the table is a process of its own, so that one that runs out of memory ends alone. With --json, rows of
-earlier calls stay in the file and in the table: a long measurement can be made in parts.
+Weights and token ids are random numbers, which take the time and the memory of real ones. The weights are written once
+per shape, as safetensors in bf16 (13.5 and 26 GB), loaded by `alpasift.train.models`, 4 bits included, and trained by
+`alpasift.train.sft`. Every row of the table is a process of its own, so that one that runs out of memory ends alone.
+With --json, rows of earlier calls stay in the file and in the table: a long measurement can be made in parts.
 
     tokens/s     real ones, over all steps but the first
-    forecast     `train.memory` for exactly this training; then as `train.calibration` corrects it by steps 5 to 20, to be
-                 held against the steps after those
-    matrix rate  of a large bf16 product measured here. "Useful" counts forward pass and gradients of real tokens that look
-                 at their own example, without what checkpointing computes again; "computed" counts that, the padding, and
-                 attention in full over a packed row, as `train.memory` does
-    reserved     torch.cuda.max_memory_reserved() of the whole process, and what it was when the model had been loaded. The
-                 first micro-batch is filled up to N tokens: a peak of N, though most steps need less
+    forecast     `alpasift.train.fit` for exactly this training; then as `alpasift.train.fit.calibration` corrects it by
+                 steps 5 to 20, to be compared with the steps after those
+    matrix rate  of a large bf16 product measured here. "Useful" counts forward pass and gradients of real tokens that
+                 attend to their own example, without what checkpointing recomputes; "computed" counts that, the
+                 padding, and attention in full over a packed row, as `alpasift.train.fit` does
+    reserved     torch.cuda.max_memory_reserved() of the whole process, and what it was when the model had been loaded.
+                 The first micro-batch is filled up to N tokens: a peak of N, though most steps need less
     minutes      of three epochs over all rows at that speed, without loading
-    16 GB        the allocator is held to what such a card has to give, less the CUDA context: a real out-of-memory error
+    16 GB        the allocator is limited to the usable memory of such a card, less the CUDA context: a real
+                 out-of-memory error
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import random
 import sys
 import tempfile
@@ -43,26 +43,40 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from graders import AlpaSiftError, Example  # noqa: E402
-from train.cards import Card  # noqa: E402
-from train.data import Counts, Tokenized, composition, token_counts  # noqa: E402
-from train.memory import flops_per_token, passes, read_shape  # noqa: E402
-from train.packing import Plan, Step, plan  # noqa: E402
-from train.recipes import settle  # noqa: E402
+from alpasift.graders import AlpaSiftError, Example  # noqa: E402
+from alpasift.train.data import Tokenized, composition  # noqa: E402
+from alpasift.train.fit import calibration  # noqa: E402
+from alpasift.train.fit.cards import Card  # noqa: E402
+from alpasift.train.fit.model_dims import ModelDims, read_dims  # noqa: E402
+from alpasift.train.fit.seconds import flops_per_token, passes  # noqa: E402
+from alpasift.train.packing import Plan, Step, plan  # noqa: E402
+from alpasift.train.recipes import settle  # noqa: E402
+from alpasift.train.token_counts import Counts, count_tokens  # noqa: E402
+
+if TYPE_CHECKING:
+    from alpasift.train.prepare import Prepared
 
 GIB = 2**30
 EPOCHS = 3
 NEEDED = ("torch", "transformers", "peft", "accelerate", "safetensors", "trl", "datasets", "bitsandbytes")
 TINY = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
-    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 320,
-    "max_position_embeddings": 1024, "tie_word_embeddings": False, "attention_bias": False,
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,28 +162,22 @@ def _caught(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[st
 
 
 def make_base(shape: str, folder: Path) -> dict[str, Any]:
-    """A folder of random bf16 weights of this shape, one file a layer, and a tokenizer that is never asked. Made whole or not."""
+    """A folder of random bf16 weights of this shape, one file per layer, and a tokenizer that is not used."""
     import torch
     from safetensors.torch import save_file
 
     draft = folder.with_name(f"{folder.name}.partial")
     draft.mkdir(parents=True, exist_ok=True)
-    known = TINY if shape == "tiny" else json.loads((ROOT / "train" / "presets" / f"{shape}.json").read_text("utf-8"))
+    known = (
+        TINY
+        if shape == "tiny"
+        else json.loads((ROOT / "train" / "fit" / "presets" / f"{shape}.json").read_text("utf-8"))
+    )
     config = {**known, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2, "rms_norm_eps": 1e-5}
     _write(draft / "config.json", config)
-    sizes = read_shape(draft)
+    sizes = read_dims(draft)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    h, q, kv, i, v = sizes.hidden, sizes.q, sizes.kv, sizes.intermediate, sizes.vocab
-    layer = {
-        "self_attn.q_proj": (q, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h), "self_attn.o_proj": (h, q),
-        "mlp.gate_proj": (i, h), "mlp.up_proj": (i, h), "mlp.down_proj": (h, i),
-        "input_layernorm": (h,), "post_attention_layernorm": (h,),
-    }  # fmt: skip
-    files: list[dict[str, tuple[int, ...]]] = [
-        {f"model.layers.{n}.{name}.weight": size for name, size in layer.items()} for n in range(sizes.layers)
-    ]
-    files.append({"model.embed_tokens.weight": (v, h), "model.norm.weight": (h,), "lm_head.weight": (v, h)})
-    places = {}
+    files, places = tensor_sizes(sizes), {}
     torch.manual_seed(0)
     for number, tensors in enumerate(files):
         name = f"model-{number + 1:05}-of-{len(files):05}.safetensors"
@@ -180,20 +188,41 @@ def make_base(shape: str, folder: Path) -> dict[str, Any]:
         save_file({key: tensor.cpu() for key, tensor in made.items()}, draft / name, metadata={"format": "pt"})
         places |= dict.fromkeys(made, name)
     _write(draft / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2}
-    _write(draft / "tokenizer.json", {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": None,
-        "post_processor": None, "decoder": None, "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"},
-        "added_tokens": [
-            {"id": n, "content": word, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": True}
-            for word, n in words.items()
-        ],
-    })  # fmt: skip
+    _write(draft / "tokenizer.json", word_tokenizer({"<unk>": 0, "<s>": 1, "</s>": 2}))
     named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     _write(draft / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
     draft.replace(folder)
     return {}
+
+
+def tensor_sizes(dims: ModelDims) -> list[dict[str, tuple[int, ...]]]:
+    """The tensors of a Llama by name: of each layer, then of the embedding, the last norm and the head."""
+    h, q, kv, i, v = dims.hidden, dims.q, dims.kv, dims.intermediate, dims.vocab
+    layer = {
+        "self_attn.q_proj": (q, h),
+        "self_attn.k_proj": (kv, h),
+        "self_attn.v_proj": (kv, h),
+        "self_attn.o_proj": (h, q),
+        "mlp.gate_proj": (i, h),
+        "mlp.up_proj": (i, h),
+        "mlp.down_proj": (h, i),
+        "input_layernorm": (h,),
+        "post_attention_layernorm": (h,),
+    }
+    layers = [{f"model.layers.{n}.{name}.weight": size for name, size in layer.items()} for n in range(dims.layers)]
+    return [*layers, {"model.embed_tokens.weight": (v, h), "model.norm.weight": (h,), "lm_head.weight": (v, h)}]
+
+
+def word_tokenizer(words: Mapping[str, int]) -> dict[str, Any]:
+    """A tokenizer.json that knows these words, all of them special."""
+    steps = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        **dict.fromkeys(steps),
+        "model": {"type": "WordLevel", "vocab": dict(words), "unk_token": "<unk>"},
+        "added_tokens": [{"id": n, "content": word, **plain, "special": True} for word, n in words.items()],
+    }
 
 
 def _write(path: Path, content: Any) -> None:
@@ -204,7 +233,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 def random_rows(counts: Counts, max_length: int, vocabulary: int) -> Tokenized:
-    """Random token ids of the rows' own lengths, cut and dropped as `train.data.tokenize` does."""
+    """Random token ids of the rows' own lengths, cut and dropped as `alpasift.train.data.tokenize` does."""
     draw = random.Random(0)
     ids, prompts, rows = [], array("i"), array("q")
     cut = 0
@@ -217,12 +246,12 @@ def random_rows(counts: Counts, max_length: int, vocabulary: int) -> Tokenized:
     return Tokenized(ids, prompts, rows, cut, 0, {"prompt_too_long": len(counts.prompt) - len(ids)})
 
 
-def filled(laid: Plan, data: Tokenized, pack_length: int) -> Plan:
+def filled(planned: Plan, data: Tokenized, pack_length: int) -> Plan:
     """The plan with examples added to its first micro-batch, and one to `data`, until its rows hold `pack_length` each.
 
     Rows are made equally long, so few are full; the peak is to be that of full ones.
     """
-    lengths, (first, *others) = data.lengths, laid.steps[0].microbatches
+    lengths, (first, *others) = data.lengths, planned.steps[0].microbatches
     packs = []
     for pack in first:
         room = pack_length - sum(lengths[n] for n in pack)
@@ -238,15 +267,18 @@ def filled(laid: Plan, data: Tokenized, pack_length: int) -> Plan:
             data.rows.append(data.rows[-1] + 1)
             members.append(len(data.ids) - 1)
         packs.append(tuple(members))
-    step = Step(laid.steps[0].epoch, (tuple(packs), *others))
+    step = Step(planned.steps[0].epoch, (tuple(packs), *others))
     before, after = (
         [sum(len(data.ids[n]) for n in pack) for pack in packs_of] for packs_of in (first, step.microbatches[0])
     )
     return replace(
-        laid, steps=(step, *laid.steps[1:]), tokens=laid.tokens + sum(after) - sum(before),
-        padded_tokens=laid.padded_tokens + len(after) * max(after) - len(before) * max(before),
-        max_tokens=max(laid.max_tokens, len(after) * max(after)), longest_row=max(laid.longest_row, *after),
-    )  # fmt: skip
+        planned,
+        steps=(step, *planned.steps[1:]),
+        tokens=planned.tokens + sum(after) - sum(before),
+        padded_tokens=planned.padded_tokens + len(after) * max(after) - len(before) * max(before),
+        max_tokens=max(planned.max_tokens, len(after) * max(after)),
+        longest_row=max(planned.longest_row, *after),
+    )
 
 
 # -- one row -----------------------------------------------------------------------------------------------------------
@@ -256,71 +288,107 @@ def measure(row: Row, base: Path, counts: Counts, steps: int) -> dict[str, Any]:
     """Train `steps` steps in this process and return what was measured, beside what was forecast."""
     import torch
 
-    from train import calibration, sft
-    from train.models import find_base, load_tokenizer
+    from alpasift.train.metrics import MEASURED_TO, peak_bytes
+    from alpasift.train.prepare import forecast_of
+    from alpasift.train.run_folder import versions
+    from alpasift.train.sft import Hooks, train
 
     cuda = torch.cuda.is_available()
     if row.card_gb:
         hold_to(row.card_gb)
-    wide = "bf16" if cuda else "fp32"
-    settings = settle(
-        "alpagasus-13b" if "13b" in row.shape else "alpagasus-7b", row.method, len(counts.prompt), steps=steps,
-        pack_length=row.pack_length, micro_batch=row.micro_batch, checkpointing=row.checkpointing, precision=wide,
-        adapter_precision=wide, batch=8 if row.shape == "tiny" else None,
-    )  # fmt: skip
-    found = find_base(base)
-    found.sha256()  # read once and remembered: no part of the seconds below
-    data = random_rows(counts, settings.max_length, found.config["vocab_size"])
-    facts = {"data": dict(composition(data, len(counts.prompt))), "cards": 1}
-    everything = sum(data.lengths) * EPOCHS
-    laid = plan(
-        data.lengths, pack_length=row.pack_length, micro_batch=row.micro_batch, batch=settings.batch, steps=steps,
-        seed=settings.seed,
-    )  # fmt: skip
-    laid = filled(laid, data, row.pack_length)
-    facts |= {"data_sha256": f"random numbers, lengths by {counts.how}", "steps": steps, "tokens": laid.tokens}
-    prepared = sft.Prepared(found, load_tokenizer(base), data, laid, settings, facts)
-    told = sft.foretell(prepared, read_shape(base), this_card())
+    prepared = prepare_row(row, base, counts, steps)
+    data, planned = prepared.data, prepared.plan
+    forecast = forecast_of(prepared, read_dims(base), this_card())
     loaded: dict[str, float] = {}
     began = time.monotonic()
 
-    def say(text: str) -> None:
-        loaded.update(seconds=time.monotonic() - began, bytes=sft.peak_bytes())
+    def report(message: str) -> None:
+        loaded.update(seconds=time.monotonic() - began, bytes=peak_bytes())
 
     seen: list[Any] = []
     with tempfile.TemporaryDirectory() as made:
-        trained = sft.train(prepared, Path(made), observe=seen.append, say=say, save_every=steps + 1)
-        os.environ["ALPASIFT_CALIBRATION"] = str(Path(made, "cards.json"))
-        calibrated = None
-        if trained.measured:
-            calibration.record(calibration.measured_against(
-                told, tokens_per_second=trained.measured.tokens_per_second,
-                peak_bytes=trained.measured.peak_bytes if cuda else None, steps=trained.measured.steps,
-                versions=sft.versions(),
-            ))  # fmt: skip
-            calibrated = calibration.apply(told, calibration.corrections())
+        hooks = Hooks(on_step=seen.append, report=report)
+        trained = train(prepared, Path(made), hooks, save_every=steps + 1)
+    calibrated = None
+    if trained.measured:
+        measured = calibration.measured_against(
+            forecast,
+            tokens_per_second=trained.measured.tokens_per_second,
+            peak_bytes=trained.measured.peak_bytes if cuda else None,
+            steps=trained.measured.steps,
+            versions=versions(),
+        )
+        calibrated = calibration.apply(forecast, [measured])
     speed = rate_between(seen, 1)
-    useful = flops_per_token(told.shape, trained_share=data.trained_tokens / sum(data.lengths), pairs=_pairs(data))
+    useful = flops_per_token(forecast.dims, trained_share=data.trained_tokens / sum(data.lengths), pairs=_pairs(data))
     return {
-        "max_tokens": laid.max_tokens, "microbatches": laid.microbatches, "steps": steps,
-        "tokens_per_second": speed, "later_tokens_per_second": rate_between(seen, sft.MEASURED_TO),
-        "forecast_tokens_per_second": told.tokens_per_second,
+        "max_tokens": planned.max_tokens,
+        "microbatches": planned.microbatches,
+        "steps": steps,
+        "tokens_per_second": speed,
+        "later_tokens_per_second": rate_between(seen, MEASURED_TO),
+        "forecast_tokens_per_second": forecast.tokens_per_second,
         "calibrated_tokens_per_second": calibrated and calibrated.tokens_per_second,
-        "useful_flops": passes(replace(told.setup, checkpointing=False)) * useful * speed,
-        "computed_flops": told.flops / told.layout.tokens * speed,
-        "reserved_bytes": sft.peak_bytes(), "loaded_bytes": loaded["bytes"],
-        "forecast_bytes": told.parts.reserved if cuda else None,
+        "useful_flops": passes(replace(forecast.config, checkpointing=False)) * useful * speed,
+        "computed_flops": forecast.flops / forecast.layout.tokens * speed,
+        "reserved_bytes": peak_bytes(),
+        "loaded_bytes": loaded["bytes"],
+        "forecast_bytes": forecast.parts.reserved if cuda else None,
         "allocated_bytes": torch.cuda.max_memory_allocated() if cuda else None,
-        "minutes": everything / speed / 60, "load_seconds": loaded["seconds"], "loss": trained.loss,
-        "versions": sft.versions(),
-    }  # fmt: skip
+        "minutes": sum(data.lengths) * EPOCHS / speed / 60,
+        "load_seconds": loaded["seconds"],
+        "loss": trained.loss,
+        "versions": versions(),
+    }
+
+
+def prepare_row(row: Row, base: Path, counts: Counts, steps: int) -> Prepared:
+    """A training on random token ids of the rows' lengths, its first micro-batch filled up."""
+    import torch
+
+    from alpasift.train.models import find_base, load_tokenizer
+    from alpasift.train.prepare import Prepared
+
+    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    settings = settle(
+        "alpagasus-13b" if "13b" in row.shape else "alpagasus-7b",
+        row.method,
+        len(counts.prompt),
+        steps=steps,
+        pack_length=row.pack_length,
+        micro_batch=row.micro_batch,
+        checkpointing=row.checkpointing,
+        precision=precision,
+        adapter_precision=precision,
+        batch=8 if row.shape == "tiny" else None,
+    )
+    found = find_base(base)
+    found.sha256()  # read once and cached, so that it is no part of the measured seconds
+    data = random_rows(counts, settings.max_length, found.config["vocab_size"])
+    planned = plan(
+        data.lengths,
+        pack_length=row.pack_length,
+        micro_batch=row.micro_batch,
+        batch=settings.batch,
+        steps=steps,
+        seed=settings.seed,
+    )
+    planned = filled(planned, data, row.pack_length)
+    facts = {
+        "data": dict(composition(data, len(counts.prompt))),
+        "cards": 1,
+        "data_sha256": f"random numbers, lengths by {counts.counted_by}",
+        "steps": steps,
+        "tokens": planned.tokens,
+    }
+    return Prepared(found, load_tokenizer(base), data, planned, settings, facts)
 
 
 def hold_to(card_gb: int) -> None:
     """Let this process have what a card of so many GB has to give: its allocator gets that less the CUDA context."""
     import torch
 
-    from train.cards import usable_bytes
+    from alpasift.train.fit.cards import usable_bytes
 
     torch.zeros(1, device="cuda")
     free, total = torch.cuda.mem_get_info()
@@ -332,7 +400,7 @@ def this_card() -> Card:
     """The card of this process, or the processor."""
     import torch
 
-    from train.cards import recognise, this_cpu
+    from alpasift.train.fit.cards import recognise, this_cpu
 
     if not torch.cuda.is_available():
         return this_cpu()
@@ -355,7 +423,6 @@ def _pairs(data: Tokenized) -> float:
 def card_rate() -> dict[str, Any]:
     """The card's name and the operations a second of a large bf16 product."""
     import torch
-
     from benchmarks.gpu_grading import matrix_rate
 
     return {"device": torch.cuda.get_device_name(), "matrix_flops": matrix_rate()}
@@ -366,8 +433,8 @@ def card_rate() -> dict[str, Any]:
 
 def table(results: Sequence[Mapping[str, Any]], rate: float | None) -> str:
     lines = [
-        "| configuration | layout, N | tokens/s | forecast | calibrated | matrix rate, useful (computed) | reserved GiB "
-        f"(loaded) | forecast | minutes, {EPOCHS} epochs | load s |",
+        "| configuration | layout, N | tokens/s | forecast | calibrated | matrix rate, useful (computed) | reserved "
+        f"GiB (loaded) | forecast | minutes, {EPOCHS} epochs | load s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in results:
@@ -377,12 +444,12 @@ def table(results: Sequence[Mapping[str, Any]], rate: float | None) -> str:
             )
             continue
         share = f"{one['useful_flops'] / rate:.1%} ({one['computed_flops'] / rate:.1%})" if rate else "-"
-        told = f"{one['forecast_bytes'] / GIB:.2f}" if one["forecast_bytes"] else "-"
+        predicted = f"{one['forecast_bytes'] / GIB:.2f}" if one["forecast_bytes"] else "-"
         lines.append(
             f"| {one['label']} | {one['layout']}, {one['max_tokens']:,} | {one['tokens_per_second']:,.0f} "
-            f"| {_number(one['forecast_tokens_per_second'])} | {_number(one['calibrated_tokens_per_second'])} | {share} "
-            f"| {one['reserved_bytes'] / GIB:.2f} ({one['loaded_bytes'] / GIB:.2f}) | {told} | {one['minutes']:.2f} "
-            f"| {one['load_seconds']:.0f} |"
+            f"| {_number(one['forecast_tokens_per_second'])} | {_number(one['calibrated_tokens_per_second'])} "
+            f"| {share} | {one['reserved_bytes'] / GIB:.2f} ({one['loaded_bytes'] / GIB:.2f}) | {predicted} "
+            f"| {one['minutes']:.2f} | {one['load_seconds']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -392,7 +459,7 @@ def _number(value: float | None) -> str:
 
 
 def goals(results: Sequence[Mapping[str, Any]], rate: float | None) -> list[str]:
-    """What was wanted, and whether these rows reach it. Sizes and speeds by the best layout, forecasts by the worst row."""
+    """The goals, and whether these rows reach them. Sizes and speeds by the best layout, forecasts by the worst row."""
     done = [one for one in results if "error" not in one]
 
     def of(kinds: Sequence[str], value: Callable[[Mapping[str, Any]], float]) -> list[tuple[float, str]]:
@@ -405,15 +472,18 @@ def goals(results: Sequence[Mapping[str, Any]], rate: float | None) -> list[str]
     held = "reached" if ran else "missed" if tried else "not measured"
     return [
         _at_most("7B LoRA in minutes", 6, min, of(lora, lambda one: one["minutes"])),
-        _at_least("7B LoRA, useful share of the matrix rate in %", 45,
-                  of(lora, lambda one: 100 * one["useful_flops"] / rate) if rate else []),
+        _at_least(
+            "7B LoRA, useful share of the matrix rate in %",
+            45,
+            of(lora, lambda one: 100 * one["useful_flops"] / rate) if rate else [],
+        ),
         _at_most("7B QLoRA, GiB reserved", 7.5, min, of(("7b-qlora",), lambda one: one["reserved_bytes"] / GIB)),
         _at_most("13B QLoRA, GiB reserved", 12.5, min, of(("13b-qlora",), lambda one: one["reserved_bytes"] / GIB)),
         f"13B QLoRA trains on an emulated card of 16 GB: {held}",
         _at_most("peak beside its forecast, worst row, %", 10, max, peaks),
         _at_most("time beside its forecast, worst row, %", 20, max, before),
         _at_most("time beside its calibrated forecast, worst row, %", 5, max, after),
-    ]  # fmt: skip
+    ]
 
 
 def _errors(done: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[float, str]], ...]:
@@ -463,7 +533,7 @@ def main() -> int:
         print(f"gpu_training needs a CUDA card with trl and bitsandbytes, and {why}", file=sys.stderr)
         return 3
     rows = [row for row in known if not options.only or row.kind in options.only or row.name in options.only]
-    counts = token_counts(read_rows(Path(options.data)), Path(options.tokenizer) if options.tokenizer else None)
+    counts = count_tokens(read_rows(Path(options.data)), Path(options.tokenizer) if options.tokenizer else None)
     if options.folder:
         return run(rows, counts, Path(options.folder), options.steps, options.json)
     with tempfile.TemporaryDirectory() as made:
@@ -498,10 +568,10 @@ def run(rows: Sequence[Row], counts: Counts, folder: Path, steps: int, kept: str
         results[row.name] = {**about, **found}
         print(f"{row.name}: {json.dumps(found)}", file=sys.stderr, flush=True)
         if file:
-            _write(file, {**report, "lengths": counts.how, "rows": list(results.values())})
+            _write(file, {**report, "lengths": counts.counted_by, "rows": list(results.values())})
     rate = report["matrix_flops"]
     print(f"{report['device']}" + (f", bf16 matrix products {rate / 1e12:.0f} TFLOP/s" if rate else ""))
-    print(f"lengths by {counts.how}\n\n{table(list(results.values()), rate)}\n")
+    print(f"lengths by {counts.counted_by}\n\n{table(list(results.values()), rate)}\n")
     print("\n".join(f"- {line}" for line in goals(list(results.values()), rate)))
     return 1 if any("error" in results[row.name] for row in rows) else 0
 

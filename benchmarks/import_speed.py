@@ -26,8 +26,8 @@ import pyarrow as pa
 HERE = Path(__file__).resolve().parents[1]
 IMPORT = """
 import sys
-from batcher.datasets import import_file
-from batcher.store import Store
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.store import Store
 print(import_file(Store(sys.argv[1]), sys.argv[2]))
 """
 
@@ -41,8 +41,8 @@ def write_rows(data: Path, rows: int, target: Path) -> None:
 
 
 def arrow_table(path: Path) -> pa.Table:
-    from batcher.datasets import example_id
-    from graders import Example
+    from alpasift.batcher.data.identity import example_id
+    from alpasift.graders import Example
 
     names = ("example_id", "instruction", "input", "output")
     columns: dict[str, list[str]] = {name: [] for name in names}
@@ -75,7 +75,7 @@ def timed_import(folder: Path, data: Path) -> tuple[float, float]:
     database = folder / "imported.duckdb"
     command = [sys.executable, "-c", IMPORT, str(database), str(data)]
     if (HERE / "batcher" / "cli" / "__main__.py").exists():
-        command = [sys.executable, "-m", "batcher.cli", "--db", str(database), "import", str(data)]
+        command = [sys.executable, "-m", "alpasift.batcher.cli", "--db", str(database), "import", str(data)]
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=HERE, stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)

@@ -6,10 +6,11 @@
 What can be gained is bounded by the tokens: a prompt of 600 of which 120 are the row's own is five times the work, as
 long as the machine is busy computing, and that is the last line's "tokens" beside the measured ratio. Short rows gain
 most. Both sides get the same prompts as tokens (the rubric `accuracy`), the same eleven choices (0 to 5 by 0.5), and no
-flash attention (off by default in `Llama` too). `create_completion` has default settings, threads too, but for a context that
-holds the prompts, a grammar of the choices, four tokens and temperature 0; `reset()` before each row keeps it from reusing
-the prefix of the row before. Its grammar lets a newline end the score, as our walk does: without that a model whose
-newline is likelier than both "." and its end-of-text token writes "4.5" under the one and "4" under the other.
+flash attention (off by default in `Llama` too). `create_completion` has default settings, threads too, but for a
+context that holds the prompts, a grammar of the choices, four tokens and temperature 0; `reset()` before each row keeps
+it from reusing the prefix of the row before. Its grammar lets a newline end the score, as our walk does: without that a
+model whose newline is likelier than both "." and its end-of-text token writes "4.5" under the one and "4" under the
+other.
 
 `--keep-prefix` leaves out the reset, so that `Llama` decodes only what differs from its previous prompt.
 """
@@ -27,24 +28,37 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from graders import Example, Request, llama_cpp
-from graders.rubric import load_rubric
+from alpasift.graders import Example, Request, llama_cpp
+from alpasift.graders.prompts.rubric import load_rubric
 
 RUBRIC = load_rubric("accuracy")
 GRAMMAR = r"""root ::= (([0-4] (".5")?) | "5") "\n"?"""
 
 ASKS = ["Name", "Describe", "Compare", "Explain", "List", "Summarize", "Classify", "Suggest", "Rewrite", "Translate"]
 TOPICS = [
-    "three ways to save water at home", "how a bill becomes a law", "the parts of a plant cell", "the tides",
-    "a birthday party for a child", "the plot of a story about a lost dog", "the causes of rust", "a healthy breakfast",
-    "two kinds of renewable energy", "the rules of chess for a beginner", "a bridge and a tunnel", "prime numbers",
-]  # fmt: skip
+    "three ways to save water at home",
+    "how a bill becomes a law",
+    "the parts of a plant cell",
+    "the tides",
+    "a birthday party for a child",
+    "the plot of a story about a lost dog",
+    "the causes of rust",
+    "a healthy breakfast",
+    "two kinds of renewable energy",
+    "the rules of chess for a beginner",
+    "a bridge and a tunnel",
+    "prime numbers",
+]
 SENTENCES = [
-    "It depends on where you live and how much time you have.", "The first step is to write down what you need.",
-    "Most people find the second one easier, though it costs more.", "Water expands by about nine percent as it freezes.",
-    "You could also ask a friend who has done it before.", "There are 12 of them, and each has a name of its own.",
-    "In short, it is a good idea.", "This was first seen in 1843 and has been measured many times since.",
-]  # fmt: skip
+    "It depends on where you live and how much time you have.",
+    "The first step is to write down what you need.",
+    "Most people find the second one easier, though it costs more.",
+    "Water expands by about nine percent as it freezes.",
+    "You could also ask a friend who has done it before.",
+    "There are 12 of them, and each has a name of its own.",
+    "In short, it is a good idea.",
+    "This was first seen in 1843 and has been measured many times since.",
+]
 
 
 class Meter:
@@ -87,22 +101,26 @@ def read(path: Path, count: int) -> list[Example]:
 
 
 def ask(number: int, row: Example) -> Request:
-    return Request(str(number), RUBRIC.messages(row, str(number)), row, RUBRIC.name, choices=RUBRIC.choices)
+    return Request(str(number), RUBRIC.messages(row, str(number)), row, choices=RUBRIC.choices)
 
 
 def bare(number: int, row: Example) -> Request:
     """The same rubric, and the row as the whole user message, without marks and closing question."""
     text = f"{row.instruction} {row.output}"
-    return Request(str(number), (RUBRIC.messages(row, "")[0], ("user", text)), row, RUBRIC.name, choices=RUBRIC.choices)
+    return Request(str(number), (RUBRIC.messages(row, "")[0], ("user", text)), row, choices=RUBRIC.choices)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Rows a second with the rubric decoded once, and once a row.")
     parser.add_argument("--model", type=Path, help="a GGUF file (default: a tiny one with random weights)")
     parser.add_argument(
-        "--shape", type=int, nargs=4, default=(8, 512, 8, 1536), metavar="N",
+        "--shape",
+        type=int,
+        nargs=4,
+        default=(8, 512, 8, 1536),
+        metavar="N",
         help="layers, width, heads and feed-forward width of the model made here",
-    )  # fmt: skip
+    )
     parser.add_argument("--data", type=Path, help="a JSON list of rows (default: invented ones)")
     parser.add_argument("--rows", type=int, default=256, help="rows for our side (default 256)")
     parser.add_argument("--peer-rows", type=int, default=48, help="rows for create_completion (default 48)")
@@ -137,9 +155,9 @@ def compare(what: str, model: Path, requests: list[Request], options: argparse.N
     ours_seconds = time.perf_counter() - begun
     ours = {reply.key: reply.text for reply in replies}
 
-    prompts = [backend._model.prompt(request) for request in requests[: options.peer_rows]]
+    prompts = [backend.model.prompt(request) for request in requests[: options.peer_rows]]
     tokens = {p.request.key: p.tokens.tolist() for p in prompts if not isinstance(p, str)}
-    fixed = len(backend._model.encode(requests[0].messages[0][1], False))
+    fixed = len(backend.model.encode(requests[0].messages[0][1], False))
     threads = int(backend.facts["threads"])
     llama = peer.Llama(str(model), n_ctx=4096, verbose=False)
     grammar = peer.LlamaGrammar.from_string(GRAMMAR, verbose=False)
@@ -156,7 +174,7 @@ def compare(what: str, model: Path, requests: list[Request], options: argparse.N
     ours_rate, theirs_rate = len(ours) / ours_seconds, len(theirs) / theirs_seconds
     equal = sum(ours[key] is not None and Decimal(ours[key] or 0) == Decimal(theirs[key]) for key in theirs)
     average = sum(map(len, tokens.values())) / len(tokens)
-    own = average - len(backend._model.prefix)
+    own = average - len(backend.decoder.prefix)
     print(
         f"\n{what}: rubric {fixed} tokens, prompts {average:.0f}, of which the row's own {own:.0f}; {threads} threads"
     )

@@ -1,4 +1,4 @@
-"""52,000 requests of real rows by batch, against the rehearsal's server: the whole of AlpaSift beside the least there is.
+"""52,000 requests of real rows by batch, against the rehearsal's server: AlpaSift beside the least program.
 
     python benchmarks/openai_batch_52k.py --data ALPACA.json [--rows 52000] [--repeat 3]
 
@@ -31,9 +31,12 @@ def server(folder: Path):
         json.dumps({"gpt-4o-mini": {"input": "0.15", "output": "0.60", "cached_input": "0.075", "cache_write": "0.15"}})
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "graders.rehearsal", "--key", "rehearsal", "--prices", str(prices)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "alpasift.graders.rehearsal", "--key", "rehearsal", "--prices", str(prices)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
     try:
         yield json.loads(process.stdout.readline())["url"]
     finally:
@@ -64,9 +67,22 @@ def main() -> None:
     given = parser.parse_args()
     real = json.loads(Path(given.data).read_text("utf-8"))
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "ALPASIFT_"))}
-    alpasift = [sys.executable, "-m", "batcher.cli", "--db", "b.duckdb"]
-    grade = ["grade", "--grader", "openai_batch:gpt-4o-mini", "--rubric", "accuracy", "--budget", "50", "--yes",
-             "--poll-seconds", "0.2", "--grace-seconds", "0", "--quiet"]  # fmt: skip
+    alpasift = [sys.executable, "-m", "alpasift.batcher.cli", "--db", "b.duckdb"]
+    grade = [
+        "grade",
+        "--grader",
+        "openai_batch:gpt-4o-mini",
+        "--rubric",
+        "accuracy",
+        "--budget",
+        "50",
+        "--yes",
+        "--poll-seconds",
+        "0.2",
+        "--grace-seconds",
+        "0",
+        "--quiet",
+    ]
     table: dict[str, list[tuple[float, float]]] = {"floor": [], "import": [], "grade": [], "scores": [], "again": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -79,7 +95,7 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
         for _ in range(given.repeat):
             with server(folder) as url:
-                env = {**clean, "PYTHONPATH": str(ROOT)}
+                env = {**clean, "PYTHONPATH": str(ROOT / "src")}
                 out = folder / "floor.duckdb"
                 out.unlink(missing_ok=True)
                 seconds, peak, _ = measured(
@@ -87,7 +103,7 @@ def main() -> None:
                 )
                 table["floor"].append((seconds, peak))
             with server(folder) as url:
-                env = {**clean, "PYTHONPATH": str(ROOT), "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "rehearsal"}
+                env = {**clean, "PYTHONPATH": str(ROOT / "src"), "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "rehearsal"}
                 for stale in folder.glob("b.duckdb*"):
                     subprocess.run(["rm", "-rf", str(stale)], check=True)
                 steps = (("import", ["import", str(rows)]), ("grade", grade), ("scores", ["scores"]), ("again", grade))
@@ -101,11 +117,11 @@ def main() -> None:
     for name, (seconds, peak) in median.items():
         print(f"  {name:8s} {seconds:7.2f} s  {peak:6.0f} MB")
     print(
-        f"  import + grade + scores / floor: {total:.2f} / {median['floor'][0]:.2f} s = {total / median['floor'][0]:.2f}x"
+        f"  import + grade + scores / floor: {total:.2f} / {median['floor'][0]:.2f} s = "
+        f"{total / median['floor'][0]:.2f}x"
     )
-    print(
-        f"  peak memory {max(p for _, p in ours):.0f} MB; own {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
-    )
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"  peak memory {max(p for _, p in ours):.0f} MB; own {own:.0f} MB")
 
 
 if __name__ == "__main__":

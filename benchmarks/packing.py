@@ -1,19 +1,20 @@
-"""Packed rows beside padded ones: the same examples a step, real tokens a second of the trainer itself, on this CPU.
+"""Packed rows beside padded ones: the same examples per step, real tokens a second of the trainer itself, on this CPU.
 
     python benchmarks/packing.py --data FILE                      # any file that `alpasift import` reads
     python benchmarks/packing.py --data FILE --method full --layouts padded 1024 2048
 
-A small Llama of random numbers and the rows' real lengths, through `train.sft.prepare` and `train.sft.train`. The layouts
-take turns, forwards and backwards, in one process, because the speed of a machine drifts; every training begins anew with
-the same seed, so all of them see the same 128 examples in the same step. Loading, saving and a training's first step are
-left out. Ratios are medians over the rounds, each of a layout's figure to padded's in the same round; beside the clock's
-stands that of the processor's own seconds, which other work on the machine disturbs less. The smaller of the two counts.
+A small Llama of random numbers and the rows' real lengths, through `alpasift.train.prepare` and `alpasift.train.sft`.
+The layouts take turns, forwards and backwards, in one process, because the speed of a machine drifts; every training
+starts anew with the same seed, so all of them see the same 128 examples in the same step. Loading, saving and a
+training's first step are excluded. Ratios are medians over the rounds, each of a layout's figure to padded's in the
+same round, by the clock and by the processor's own seconds, which other work on the machine disturbs less. The smaller
+of the two counts.
 
-A packed row computes attention over its whole length and masks it. Beside the linear layers that is length / 6 hidden sizes
-here, so what a long row loses on this small model it does not lose on a large one.
+A packed row computes attention over its whole length and masks it. Relative to the linear layers that is length / 6
+hidden sizes here, so what a long row loses on this small model it does not lose on a large one.
 
 `padded` is the reference recipe: four examples in random order, each a row, padded to the longest of the four. A packed
-layout is written pack length x rows of a micro-batch. "By tokens" is what the padding that is saved would give by itself.
+layout is written pack length x rows of a micro-batch. "By tokens" is what the saved padding would give by itself.
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ class Speed(NamedTuple):
 
 
 def speed(prepared: Any, out: Path) -> Speed:
-    from train.sft import Metrics, train
+    from alpasift.train.metrics import Metrics
+    from alpasift.train.sft import Hooks, train
 
     steps: list[tuple[Metrics, float]] = []
-    train(prepared, out, observe=lambda step: steps.append((step, time.process_time())), save_every=1_000_000)
+    hooks = Hooks(on_step=lambda step: steps.append((step, time.process_time())))
+    train(prepared, out, hooks, save_every=1_000_000)
     (first, began), (last, ended) = steps[0], steps[-1]
     tokens = sum(step.tokens for step, _ in steps[1:])
     return Speed(tokens / (last.seconds - first.seconds), tokens / (ended - began))
@@ -80,12 +83,12 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=4, help="(default 4)")
     options = parser.parse_args()
 
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "src")]
     import torch
 
-    from batcher.datasets import read_examples
-    from train.recipes import settle
-    from train.sft import prepare
+    from alpasift.batcher.data.data_file import read_examples
+    from alpasift.train.prepare import prepare
+    from alpasift.train.recipes import settle
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -96,9 +99,15 @@ def main() -> int:
         trainings = {}
         for name in options.layouts:
             settings = settle(
-                "alpagasus-7b", options.method, len(examples), steps=options.steps, precision="fp32",
-                adapter_precision="fp32", checkpointing=False, **layout_of(name),
-            )  # fmt: skip
+                "alpagasus-7b",
+                options.method,
+                len(examples),
+                steps=options.steps,
+                precision="fp32",
+                adapter_precision="fp32",
+                checkpointing=False,
+                **layout_of(name),
+            )
             trainings[name] = prepare(examples, base, settings)
         speeds: dict[str, list[Speed]] = {name: [] for name in trainings}
         for number in range(options.rounds):
@@ -111,8 +120,8 @@ def main() -> int:
 
 def _report(options: argparse.Namespace, plans: dict[str, Any], speeds: dict[str, list[Speed]], threads: int) -> None:
     print(
-        f"{options.method}, hidden {options.width}, {options.layers} layers, {threads} threads, {options.rounds} rounds of "
-        f"{options.steps - 1} measured steps\n"
+        f"{options.method}, hidden {options.width}, {options.layers} layers, {threads} threads, {options.rounds} "
+        f"rounds of {options.steps - 1} measured steps\n"
     )
     print(
         "| layout | micro-batches a step | padded / real tokens | real tokens/s | to padded | processor's | by tokens |"
@@ -126,8 +135,9 @@ def _report(options: argparse.Namespace, plans: dict[str, Any], speeds: dict[str
         clock = statistics.median(one.clock / other.clock for one, other in pairs)
         processor = statistics.median(one.processor / other.processor for one, other in pairs)
         sure[name] = min(clock, processor)
+        median = statistics.median(one.clock for one in speeds[name])
         print(
-            f"| {name} | {plan.microbatches} | {waste[name]:.3f} | {statistics.median(s.clock for s in speeds[name]):,.0f} "
+            f"| {name} | {plan.microbatches} | {waste[name]:.3f} | {median:,.0f} "
             f"| {clock:.2f}x | {processor:.2f}x | {waste[first] / waste[name]:.2f}x |"
         )
     best = max(sure, key=lambda name: sure[name])

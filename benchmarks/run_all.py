@@ -25,7 +25,7 @@ def main() -> None:
         ["start_up.py"],
         ["filter_rules.py", "--data", options.data],
         ["llama_sharing.py", "--data", options.data],
-        ["llama_contracts.py", "--data", options.data],
+        ["llama_answer_formats.py", "--data", options.data],
         ["openai_batch_52k.py", "--data", options.data],
         ["fit_published.py", "--data", options.data],
         ["packing.py", "--data", options.data],
@@ -34,7 +34,7 @@ def main() -> None:
     failed = []
     for command in commands:
         print(f"\n$ python benchmarks/{' '.join(command)}", flush=True)
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
         if subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], env=environment).returncode:
             failed.append(command[0])
     if failed:

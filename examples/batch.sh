@@ -7,7 +7,7 @@ folder=$(mktemp -d); trap 'kill $server 2>/dev/null; rm -rf "$folder"' EXIT
 cd "$folder"
 echo '{"gpt-4.1-nano": {"input": "0.10", "cached_input": "0.025", "output": "0.40"}}' > bill_prices.json
 mkfifo hold; sleep 100000 > hold & holder=$!
-"$python" -m graders.rehearsal --key play-money-key --prices bill_prices.json --batch-seconds 8 < hold > server.json &
+"$python" -m alpasift.graders.rehearsal --key play-money-key --prices bill_prices.json --batch-seconds 8 < hold > server.json &
 server=$!; trap 'kill $server $holder 2>/dev/null; rm -rf "$folder"' EXIT
 while [ ! -s server.json ]; do sleep 0.1; done
 url=$("$python" -c 'import json; print(json.load(open("server.json"))["url"])')

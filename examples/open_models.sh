@@ -50,10 +50,10 @@ say sql "select count(*) as rows, count(*) filter (where v.score = l.score) as v
   join (select * from graded where grader = 'openai:tiny') o using (example_id)"
 say agree vllm:tiny llama_cpp:tiny.gguf --dataset rows
 say agree vllm:tiny openai:tiny --dataset rows
-say grade --grader llama_cpp:tiny.gguf --dataset rows --contract expected --quiet
+say grade --grader llama_cpp:tiny.gguf --dataset rows --answer-format expected_score --quiet
 say labels "$labels" --as published --binary --field "$field" --dataset rows
-say calibrate --cheap llama_cpp:tiny.gguf --reference labels:published --by expected --sample 500 --dataset rows --force
-say select --calibrated --by expected --grader llama_cpp:tiny.gguf --rubric accuracy --name kept
+say calibrate --cheap llama_cpp:tiny.gguf --reference labels:published --by expected_score --sample 500 --dataset rows --force
+say select --calibrated --by expected_score --grader llama_cpp:tiny.gguf --rubric accuracy --name kept
 echo; echo "# no network but loopback"
 "$main/python" -c 'import json; json.dump(json.load(open("rows.json"))[:200], open("some.json", "w"))'
 export -n ALPASIFT_DB

@@ -4,9 +4,9 @@
     alpasift grade data.json --grader llama_cpp:tiny.gguf     # every step of a grading, and scores that mean nothing
 
 Needs the packages `gguf` and `numpy` only. The tokenizer is a byte-level BPE as GPT-2's: any text can be encoded, and
-its merges are learnt from the texts of this repository, so that English takes three to four characters a token. A digit is one
-token and "4.5" is three, because the pattern that splits text before merging sets digits and signs apart. The same
-seed gives the same file, byte for byte.
+its merges are learnt from the texts of this repository, so that English takes three to four characters a token. A digit
+is one token and "4.5" is three, because the pattern that splits text before merging sets digits and signs apart. The
+same seed gives the same file, byte for byte.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def byte_alphabet() -> list[str]:
 def lesson() -> str:
     """What the tokenizer learns from: LESSON, the rubrics and the example rows that stand beside this file."""
     here = Path(__file__).resolve().parent
-    rubrics = [here.parent / "graders" / "rubrics" / f"{name}.toml" for name in ("accuracy", "helpfulness", "rules")]
+    rubrics = [
+        here.parent / "graders" / "prompts" / "rubrics" / f"{name}.toml"
+        for name in ("accuracy", "helpfulness", "rules")
+    ]
     files = [*rubrics, here / "instructions.jsonl"]
     return "\n".join([LESSON, *(path.read_text("utf-8") for path in files if path.exists())])
 
@@ -110,7 +113,7 @@ def make(
     context: int = 4096,
     chat_template: str | None = CHAT_TEMPLATE,
 ) -> Path:
-    """Write the model to `path` and return it. `n_vocab` is a wish: fewer tokens where the lesson has no more merges."""
+    """Write the model to `path` and return it. `n_vocab` is a limit: fewer where the texts give no more merges."""
     merges = learn_merges(lesson(), n_vocab - 256 - len(SPECIAL))
     tokens = byte_alphabet() + [left + right for left, right in merges] + SPECIAL
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL

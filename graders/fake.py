@@ -20,6 +20,7 @@ Bare `fake` answers one of the choices by a hash of the row, at no cost. `fake:S
     delay_seconds = 0.5
     die = "sent"                        # kill this process: reserved (before sending), sent, answered
     times = 1                           # only so often, in one process
+    prompt = "reasons first"            # and only where this is found in the messages as they are sent
 
 Knows nothing of datasets or tables. Its scores say nothing about the rows.
 """
@@ -34,21 +35,48 @@ import re
 import signal
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
-from graders import BackendError, Estimate, Meter, Outcome, Reply, Request, batched
-from graders.prices import Price, PriceError, UsageError, ceiling, charge, per_million
+from alpasift.graders import (
+    BackendError,
+    BackendKind,
+    Estimate,
+    Meter,
+    Outcome,
+    Replies,
+    Reply,
+    Request,
+    batched,
+    only_by,
+)
+from alpasift.graders.api.prices import Price, PriceError, UsageError, ceiling, charge, per_million
 
 _KEYS = {
-    "usd_per_million_input", "usd_per_million_output", "lines_per_attempt", "delay_seconds", "max_output_tokens", "bill", "reply",
-}  # fmt: skip
+    "usd_per_million_input",
+    "usd_per_million_output",
+    "lines_per_attempt",
+    "delay_seconds",
+    "max_output_tokens",
+    "bill",
+    "reply",
+}
 _RULE_KEYS = {
-    "match", "text", "finish_reason", "outcome", "error", "usage", "logprobs", "delay_seconds", "die", "times",
-}  # fmt: skip
+    "match",
+    "prompt",
+    "text",
+    "finish_reason",
+    "outcome",
+    "error",
+    "usage",
+    "logprobs",
+    "delay_seconds",
+    "die",
+    "times",
+}
 
 
 @dataclass(slots=True)
@@ -65,6 +93,7 @@ class Rule:
     delay_seconds: float = 0.0
     die: str | None = None
     times: int | None = None
+    prompt: re.Pattern[str] | None = None
     used: int = field(default=0)
 
 
@@ -80,11 +109,11 @@ def open(argument: str | None) -> Fake:
         raise BackendError(f"the script {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     rules = script.get("reply", [])
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-        raise BackendError(f"{path}: a reply is written [[reply]]")
+        raise BackendError(f"{path}: replies must be [[reply]] tables")
     unknown = sorted(set(script) - _KEYS) + sorted({k for rule in rules for k in rule} - _RULE_KEYS)
     if unknown:
         raise BackendError(
-            f"{path}: unknown key {unknown[0]!r}; see the head of graders/fake.py for what a script holds"
+            f"{path}: unknown key {unknown[0]!r}; see the head of graders/fake.py for the format of a script"
         )
     fixed = {k: v for k, v in script.items() if k not in ("delay_seconds", "lines_per_attempt", "bill", "reply")}
     answers = [
@@ -116,7 +145,7 @@ def _check(script: Mapping[str, Any]) -> None:
     if ("usd_per_million_input" in script) != ("usd_per_million_output" in script):
         raise ValueError("give both usd_per_million_input and usd_per_million_output, or neither")
     for rule in script.get("reply", []):
-        for key in ("match", "text", "finish_reason", "error"):
+        for key in ("match", "prompt", "text", "finish_reason", "error"):
             want(rule, key, str)
         want(rule, "delay_seconds", number, 0)
         want(rule, "times", int, 1)
@@ -139,10 +168,10 @@ class Fake:
 
     def __init__(self, name: str, script: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
         self.name = name
-        self.fingerprint = {"version": "1", **fingerprint}
+        self.fingerprint: Mapping[str, str] = {"version": "1", **fingerprint}
         self.facts: Mapping[str, str] = {}
         self.leaves_machine = "nothing"
-        self.rules = [Rule(**{**rule, "match": re.compile(rule.get("match", ""))}) for rule in script.get("reply", [])]
+        self.rules = [_rule_of(rule) for rule in script.get("reply", [])]
         self.delay = float(script.get("delay_seconds", 0))
         self.bill = str(script["bill"]) if "bill" in script else None
         self.max_output = int(script.get("max_output_tokens", 8))
@@ -153,10 +182,9 @@ class Fake:
         self.paid = self.price is not None
         self.lines = int(script.get("lines_per_attempt", 1 if self.paid else 5000))
 
-    def refuses(self, rubric: str) -> str | None:
-        return "the rubric `rules` is answered by the grader `rules` only" if rubric == "rules" else None
-
     def cannot(self, request: Request) -> str | None:
+        if request.judged_from_row:
+            return only_by(request)
         if request.want_logprobs and not any(rule.logprobs for rule in self.rules):
             return "log-probabilities are given only where its script holds `logprobs`"
         return None
@@ -172,7 +200,7 @@ class Fake:
                 top += self._ceiling(request)
         return Estimate(count, usd, usd, top, top, count * self.delay, tokens, output)
 
-    def answer(self, requests: Iterable[Request], meter: Meter) -> Iterator[list[Reply]]:
+    def answer(self, requests: Iterable[Request], meter: Meter) -> Replies:
         for block in batched(requests, self.lines):
             rules = [self._rule(request) for request in block]
             ceilings = [self._ceiling(request) for request in block]
@@ -206,10 +234,9 @@ class Fake:
             os.close(handle)
 
     def _rule(self, request: Request) -> Rule | None:
-        row = request.example
-        text = f"{row.instruction}\n{row.input}\n{row.output}"
+        text = "\n".join(_texts(request))
         for rule in self.rules:
-            if rule.match.search(text) and (rule.times is None or rule.used < rule.times):
+            if rule.match.search(text) and (rule.times is None or rule.used < rule.times) and _asked(rule, request):
                 rule.used += 1
                 return rule
         return None
@@ -241,19 +268,39 @@ class Fake:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _rule_of(given: Mapping[str, Any]) -> Rule:
+    patterns = {key: re.compile(given.get(key, "")) for key in ("match", "prompt") if key == "match" or key in given}
+    return Rule(**{**given, **patterns})
+
+
+def _asked(rule: Rule, request: Request) -> bool:
+    return rule.prompt is None or any(rule.prompt.search(text) for _, text in request.messages)
+
+
+def _texts(request: Request) -> tuple[str, ...]:
+    """What an answer is worked out from: the row, or the messages of a question about no single row."""
+    row = request.example
+    return (row.instruction, row.input, row.output) if row else tuple(text for _, text in request.messages)
+
+
 def _prompt_tokens(request: Request) -> int:
     return sum(len(text.encode("utf-8", "replace")) for _, text in request.messages) // 4 + 8
 
 
 def _hashed_choice(request: Request) -> str:
-    """One of the choices by a hash of the row and, for a sample above the first, of its number; in the form asked for."""
-    row = request.example
-    hashed = "\0".join((row.instruction, row.input, row.output, *([str(request.sample)] if request.sample else [])))
+    """One of the choices by a hash of the row and, for a sample above the first, of its number; in the form wanted."""
+    hashed = "\0".join((*_texts(request), *([str(request.sample)] if request.sample else [])))
     place = int.from_bytes(hashlib.sha256(hashed.encode("utf-8", "replace")).digest()[:8], "big")
-    if request.json_schema is not None:
-        answers = request.json_schema["properties"]["score"]["enum"]
-        return json.dumps({"score": answers[place % len(answers)], "explanation": _BECAUSE})
+    if request.json_schema is not None:  # a value of each enumeration, and words for all else
+        found = {
+            name: value["enum"][place % len(value["enum"])] if "enum" in value else _BECAUSE
+            for name, value in request.json_schema["properties"].items()
+        }
+        return json.dumps(found)
     choices = request.choices or ("0", "1")
     choice = choices[place % len(choices)]
-    forms = {"no": choice, "after": f"{choice}\n{_BECAUSE}", "before": f"{_BECAUSE}\n{request.lead}{choice}"}
+    forms = {"no": choice, "after": f"{choice}\n{_BECAUSE}", "before": f"{_BECAUSE}\n{request.choice_prefix}{choice}"}
     return forms[request.explain]
+
+
+KIND = BackendKind(open=open)

@@ -10,16 +10,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from conftest import write_rows
-
-from batcher.batches import collect
-from batcher.datasets import import_file
-from batcher.engine import Run, Summary
-from batcher.store import Store
-from batcher.tasks.grade import Grade
-from graders import open_backend
-from graders.rehearsal import Rehearsal
-from graders.rubric import load_rubric
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.engine.collect import collect
+from alpasift.batcher.engine.run import Run
+from alpasift.batcher.engine.summary import Summary
+from alpasift.batcher.store import Store
+from alpasift.batcher.tasks.grade import Grade
+from alpasift.graders import open_backend
+from alpasift.graders.prompts.rubric import load_rubric
+from alpasift.graders.rehearsal.server import Rehearsal
+from conftest import new_store, write_rows
 
 MODEL = "gpt-4o-mini"
 MARKER = r"SCORE=(\d(?:\.5)?)"
@@ -30,11 +30,11 @@ PRICES = {
 REAL = "https://api.openai.com/v1"
 
 
-def marked_rows(count: int) -> list[dict[str, str]]:
+def marked_rows(count: int, begin: int = 0) -> list[dict[str, str]]:
     """Distinct rows; row i says which score the server is to give it."""
     return [
         {"instruction": f"Add {i} to itself.", "input": "", "output": f"{2 * i} SCORE={marker(i)}"}
-        for i in range(count)
+        for i in range(begin, begin + count)
     ]
 
 
@@ -42,8 +42,22 @@ def marker(i: int) -> str:
     return f"{(i * 7 % 11) / 2:g}"
 
 
+def price_list(model: str = MODEL) -> str:
+    """A prices.toml for the rehearsal's server: what a person would look up, at half price by batch."""
+    return f"""
+[[price]]
+provider = "127.0.0.1"
+model = "{model}"
+input = "0.15"
+output = "0.60"
+discount = "0.5"
+source = "the rehearsal's own"
+date = 2026-11-01
+"""
+
+
 def marked_store(folder: Path, rows: int, name: str = "t.duckdb") -> Store:
-    store = Store(folder / name).create()
+    store = new_store(folder / name)
     import_file(store, write_rows(folder / "rows.jsonl", marked_rows(rows)))
     return store
 

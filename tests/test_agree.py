@@ -1,4 +1,4 @@
-"""Two graders side by side: the statistics against scipy, scikit-learn and hand calculations, and the comparison as a whole."""
+"""Two graders side by side: the comparison as a whole, from counted cells, from the database and by the command."""
 
 from __future__ import annotations
 
@@ -10,36 +10,23 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import Ran, some_rows, write_rows
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 from sklearn import metrics
 
-from batcher.agree import (
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.data.versions import resolve
+from alpasift.batcher.grading.agree import (
     AgreeError,
-    Figure,
-    Side,
-    Table,
     agree,
-    auc,
-    auc_difference,
-    auc_interval,
-    cohen_kappa,
     compare,
-    kendall,
-    paired_difference,
-    ranked,
-    side_of,
-    spearman,
-    weighted_kappa,
-    wilson,
 )
-from batcher.datasets import import_file, resolve
-from batcher.labels import import_labels, own_rubric
-from batcher.store import Store
+from alpasift.batcher.grading.labels import import_labels, own_rubric
+from alpasift.batcher.grading.lookup import Grading, find_grading
+from alpasift.batcher.statistics import Figure, Table
+from alpasift.batcher.store import Store
+from conftest import Ran, some_rows, write_rows
 
 Call = Callable[..., Ran]
 D = Decimal
@@ -49,8 +36,8 @@ tables = st.lists(st.tuples(halves, halves, st.integers(1, 5)), min_size=1, max_
 """Counted cells of two graders on the scale 0 to 5 by half points."""
 
 
-def side(name: str, threshold: str = "4.5", low: str = "0", high: str = "5") -> Side:
-    return Side(name, "r", name, "accuracy", "accuracy", D(low), D(high), D("0.5"), D(threshold))
+def grading(name: str, threshold: str = "4.5", low: str = "0", high: str = "5") -> Grading:
+    return Grading(name, "r", name, "accuracy", "accuracy", D(low), D(high), D("0.5"), D(threshold))
 
 
 def spread(cells: list[tuple[float, float, int]]) -> tuple[list[float], list[float]]:
@@ -64,49 +51,14 @@ def close(found: Figure, expected: float) -> bool:
     return found.value is not None and math.isclose(found.value, expected, rel_tol=1e-9, abs_tol=1e-9)
 
 
-# -- against other implementations --------------------------------------------------------------------------------
-
-
-@given(tables)
-def test_quadratic_kappa_is_that_of_scikit_learn(cells: list[tuple[float, float, int]]) -> None:
-    a, b = spread(cells)
-    found = weighted_kappa(cells)
-    if len(set(a)) == len(set(b)) == 1 and a[0] == b[0]:
-        assert found.value is None and found.reason
-        return
-    steps = [[int(x * 2) for x in column] for column in (a, b)]
-    assert close(found, metrics.cohen_kappa_score(*steps, weights="quadratic", labels=list(range(11))))
-
-
-@given(tables)
-def test_rank_correlations_are_those_of_scipy(cells: list[tuple[float, float, int]]) -> None:
-    a, b = spread(cells)
-    if len(set(a)) == 1 or len(set(b)) == 1:
-        assert spearman(cells).value is None and spearman(cells).reason
-        assert kendall(cells).value is None and kendall(cells).reason
-        return
-    assert close(spearman(cells), stats.spearmanr(a, b).statistic)
-    assert close(kendall(cells), stats.kendalltau(a, b).statistic)
-
-
-@given(tables, st.integers(0, 10))
-def test_auc_counts_ties_half_as_scikit_learn_does(cells: list[tuple[float, float, int]], cut: int) -> None:
-    a, b = spread(cells)
-    positive = [y >= cut / 2 for y in b]
-    found = auc(ranked((x, y >= cut / 2, count) for x, y, count in cells))
-    if len(set(positive)) == 1 or len(set(a)) == 1:
-        assert found.value is None and found.reason
-        return
-    assert close(found, metrics.roc_auc_score(positive, a))
-    assert found.low is not None and found.high is not None and found.value is not None
-    assert 0 <= found.low <= found.value <= found.high <= 1
+# -- against scikit-learn ------------------------------------------------------------------------------------------
 
 
 @given(tables)
 def test_the_table_at_the_threshold_is_that_of_scikit_learn(cells: list[tuple[float, float, int]]) -> None:
     a, b = spread(cells)
     kept_a, kept_b = [x >= 4.5 for x in a], [y >= 4.5 for y in b]
-    found = compare(side("a"), side("b"), "score", [(x, y, 10, count) for x, y, count in cells])
+    found = compare(grading("a"), grading("b"), "score", [(x, y, 10, count) for x, y, count in cells])
     assert found.compared == len(a)
     tn, fp, fn, tp = metrics.confusion_matrix(kept_b, kept_a, labels=[False, True]).ravel()
     assert found.grader.table == Table(int(tp), int(fp), int(fn), int(tn))
@@ -128,7 +80,7 @@ def test_the_table_at_the_threshold_is_that_of_scikit_learn(cells: list[tuple[fl
 
 @given(tables)
 def test_nothing_is_ever_nan(cells: list[tuple[float, float, int]]) -> None:
-    found = compare(side("a"), side("b"), "score", [(x, y, int(x * 7 + y) % 4, count) for x, y, count in cells])
+    found = compare(grading("a"), grading("b"), "score", [(x, y, int(x * 7 + y) % 4, count) for x, y, count in cells])
     for figure in [
         *(getattr(one, name) for one in (found.grader, found.length) for name in one.__slots__),
         *(getattr(found, name) for name in found.__slots__),
@@ -138,108 +90,34 @@ def test_nothing_is_ever_nan(cells: list[tuple[float, float, int]]) -> None:
             assert all(x is None or math.isfinite(x) for x in (figure.value, figure.low, figure.high))
 
 
-def placements(positive: list[float], negative: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """DeLong's structural components straight from their definition."""
-    wins = (np.subtract.outer(positive, negative) > 0) + 0.5 * (np.subtract.outer(positive, negative) == 0)
-    return wins.mean(axis=1), wins.mean(axis=0)
-
-
-@given(st.integers(0, 1000))
-def test_the_interval_of_the_auc_is_delongs_on_the_logit_scale(seed: int) -> None:
-    chance = random.Random(seed)
-    positive = [chance.randint(2, 8) / 2 for _ in range(15)]
-    negative = [chance.randint(0, 7) / 2 for _ in range(25)]
-    ten, one = placements(positive, negative)
-    area, variance = ten.mean(), np.var(ten, ddof=1) / 15 + np.var(one, ddof=1) / 25
-    assume(0 < area < 1)
-    reach = 1.959964 * math.sqrt(variance) / (area * (1 - area))
-    found = auc(ranked([(x, True, 1) for x in positive] + [(x, False, 1) for x in negative]))
-    logit = math.log(area / (1 - area))
-    assert close(found, area)
-    assert found.low == pytest.approx(1 / (1 + math.exp(reach - logit)))
-    assert found.high == pytest.approx(1 / (1 + math.exp(-reach - logit)))
-
-
-@given(st.integers(0, 1000))
-def test_the_difference_of_two_areas_is_delongs_for_paired_rows(seed: int) -> None:
-    chance = random.Random(seed)
-    rows = [(chance.randint(0, 6), chance.randint(0, 900), i < 12) for i in range(40)]
-    first = placements([x for x, _, p in rows if p], [x for x, _, p in rows if not p])
-    second = placements([y for _, y, p in rows if p], [y for _, y, p in rows if not p])
-    lead = first[0].mean() - second[0].mean()
-    variance = np.var(first[0] - second[0], ddof=1) / 12 + np.var(first[1] - second[1], ddof=1) / 28
-    found = auc_difference([(x, y, p, 1) for x, y, p in rows])
-    assert close(found, lead)
-    assert found.high == pytest.approx(min(1.0, lead + 1.959964 * math.sqrt(variance)))
-
-
-# -- against hand calculations ------------------------------------------------------------------------------------
-
-
-def test_wilsons_interval_is_the_root_of_its_equation() -> None:
-    found = wilson(8, 10)  # (p - x)^2 = z^2 x (1 - x) / n has the ends of the interval as its roots
-    for x in (found.low, found.high):
-        assert x is not None
-        assert (0.8 - x) ** 2 == pytest.approx(1.959964**2 * x * (1 - x) / 10)
-    assert (wilson(0, 5).low, wilson(5, 5).high) == (0.0, 1.0)
-    assert wilson(0, 0) == Figure(None, reason="of no rows")
-
-
-def test_kappa_and_its_error_are_those_of_fleiss_cohen_and_everitt() -> None:
-    found = cohen_kappa(
-        Table(20, 5, 10, 15)
-    )  # the textbook table: kappa .4; its error worked out from their formula 13
-    assert found.value == pytest.approx(0.4)
-    p, rows, columns, chance = ((0.4, 0.1), (0.2, 0.3)), (0.5, 0.5), (0.6, 0.4), 0.5
-    one = sum(p[i][i] * ((1 - chance) - (columns[i] + rows[i]) * (1 - 0.7)) ** 2 for i in (0, 1))
-    two = (1 - 0.7) ** 2 * sum(p[i][1 - i] * (columns[i] + rows[1 - i]) ** 2 for i in (0, 1))
-    error = math.sqrt((one + two - (0.7 * chance - 2 * chance + 0.7) ** 2) / (50 * (1 - chance) ** 4))
-    assert found.low == pytest.approx(0.4 - 1.959964 * error)
-    assert cohen_kappa(Table(7, 0, 0, 0)).value is None
-
-
-def test_a_perfect_order_of_few_rows_has_an_interval_all_the_same() -> None:
-    found = auc([(1.0, 0, 4), (2.0, 3, 0)])
-    assert found.value == found.high == 1.0
-    assert found.low is not None and 0.3 < found.low < 0.8
-    low, _ = auc_interval(1.0, 0.0, 300, 300)
-    assert low > 0.98
-
-
-def test_the_difference_of_paired_shares_adds_half_a_row_to_each_cell() -> None:
-    found = paired_difference(12, 4, 50)
-    centre, reach = 8 / 52, 1.959964 * math.sqrt(17 - 64 / 52) / 52
-    assert found == Figure(8 / 50, pytest.approx(centre - reach), pytest.approx(centre + reach))
-
-
 # -- the comparison -----------------------------------------------------------------------------------------------
 
 
 def test_length_is_taken_in_its_better_direction_and_keeps_as_many_rows() -> None:
     cells = [(5.0 if i % 4 == 0 else 1.0, 5.0 if i < 10 else 1.0, 10 + i, 1) for i in range(40)]
-    found = compare(side("a"), side("b"), "score", cells)
+    found = compare(grading("a"), grading("b"), "score", cells)
     assert found.length.what == "shortest" and found.length.cut == 19
     assert found.length.table == Table(10, 0, 0, 30)
     assert found.length.auc.value == 1.0
     assert found.grader.table.first == found.length.table.first == 10
-    assert any("output length alone does better than a" in line for line in found.says)
+    assert any("output length alone is better than a" in line for line in found.messages)
 
 
 def test_raw_agreement_is_set_beside_that_of_dropping_everything() -> None:
     found = compare(
-        side("a"), side("b"), "score", [(1.0, 1.0, 5, 85), (1.0, 5.0, 6, 5), (5.0, 1.0, 7, 5), (5.0, 5.0, 8, 5)]
+        grading("a"), grading("b"), "score", [(1.0, 1.0, 5, 85), (1.0, 5.0, 6, 5), (5.0, 1.0, 7, 5), (5.0, 5.0, 8, 5)]
     )
     assert (found.grader.agreement.value, found.drop_everything, found.keep_everything) == (0.9, 0.9, 0.1)
-    assert "raw agreement is 90.0 %; dropping every row would agree on 90.0 %: no better than that" in found.says
+    assert "raw agreement is 90.0 %, no better than dropping every row, which agrees on 90.0 %" in found.messages
 
 
 def test_other_scales_have_no_common_mean_and_no_weighted_kappa() -> None:
-    other = side("b", "1", "0", "1")
-    found = compare(side("a"), other, "score", [(5.0, 1.0, 5, 8), (1.0, 0.0, 6, 4)])
+    other = grading("b", "1", "0", "1")
+    found = compare(grading("a"), other, "score", [(5.0, 1.0, 5, 8), (1.0, 0.0, 6, 4)])
     assert found.weighted_kappa.value is None and "the scales differ" in str(found.weighted_kappa.reason)
     assert found.mean_shift.value is None
     assert found.grader.kappa.value == 1.0
-    by_expected = compare(side("a"), side("b"), "expected", [(4.7, 5.0, 5, 8), (1.2, 0.0, 6, 4)])
+    by_expected = compare(grading("a"), grading("b"), "expected_score", [(4.7, 5.0, 5, 8), (1.2, 0.0, 6, 4)])
     assert "expected" in str(by_expected.weighted_kappa.reason)
     assert by_expected.mean_shift.value == pytest.approx((8 * -0.3 + 4 * 1.2) / 12)
 
@@ -255,23 +133,74 @@ def test_other_scales_have_no_common_mean_and_no_weighted_kappa() -> None:
     ],
 )
 def test_degenerate_comparisons_give_reasons(cells: list[tuple[float, float, int, int]]) -> None:
-    found = compare(side("a"), side("b"), "score", cells)
+    found = compare(grading("a"), grading("b"), "score", cells)
     assert found.grader.spearman.value is None and found.grader.spearman.reason
     assert found.grader.auc.value is None and found.grader.auc.reason
-    assert found.says
+    assert found.messages
     json.dumps(found.grader.auc.reason)
 
 
-def labelled(store: Store, tmp_path: Path, name: str, labels: list[float | None], rubric: str = "quality") -> Side:
+def said(cells: list[tuple[float, float, int, int]], threshold_b: str = "4.5") -> str:
+    return "\n".join(compare(grading("a"), grading("b", threshold_b), "score", cells).messages)
+
+
+def test_the_words_for_an_order_go_by_the_size_of_its_auc_and_its_interval() -> None:
+    chance = random.Random(0)
+    perfect = said([(5.0 if i % 2 else 1.0, 5.0 if i % 2 else 1.0, chance.randint(1, 900), 1) for i in range(300)])
+    assert "a ranks rows that b keeps above the rest perfectly (lower end of the interval: very well)" in perfect
+    assert "AUC 1.00 (.99 to 1.00)" in perfect and "a is better than output length alone" in perfect
+    rows = [(i % 2, chance.gauss(0.75 * (i % 2), 1), chance.randint(1, 900)) for i in range(2000)]  # planted AUC .70
+    fairly = said([(round(4 * score) / 4, 5.0 * kept, chars, 1) for kept, score, chars in rows])
+    assert "above the rest fairly well" in fairly or "above the rest weakly" in fairly
+    upside_down = said([(5.0 if i % 3 else 1.0, 1.0 if i % 3 else 5.0, chance.randint(1, 900), 1) for i in range(90)])
+    assert "a ranks rows that b drops above the rest perfectly" in upside_down and "a is better than" not in upside_down
+    near = said([(5.0, 5.0, 9, 597), (1.0, 5.0, 8, 403), (5.0, 1.0, 7, 0), (1.0, 1.0, 6, 1000)])  # AUC .7985
+    assert "above the rest well (lower end of the interval: fairly well): AUC .80 (.78 to" in near
+
+
+def test_nothing_is_said_of_an_order_whose_interval_holds_chance_or_that_rests_on_few_rows() -> None:
+    chance = random.Random(1)
+    noise = said(
+        [(chance.randint(0, 10) / 2, chance.choice([1.0, 5.0]), chance.randint(1, 900), 1) for _ in range(200)]
+    )
+    assert "no relation found, or hardly any: AUC" in noise
+    assert "a is not shown to be better than" in noise
+    short = said([(chance.randint(0, 10) / 2, chance.choice([1.0, 5.0]), chance.randint(1, 900), 1) for _ in range(40)])
+    assert "no relation found, and these rows are too few to rule out an AUC of ." in short
+    few = said([(5.0 if i < 4 else 1.0, 5.0 if i < 4 else 1.0, chance.randint(1, 900), 1) for i in range(80)])
+    assert "b keeps only 4 of these rows; at least 10 are needed to judge the ranking" in few and "above" not in few
+
+
+def test_where_the_reference_keeps_all_rows_the_order_over_the_scale_is_told_by_its_rank_correlation() -> None:
+    chance = random.Random(2)
+    steps = [chance.randint(0, 5) for _ in range(100)]
+    follows = said([(float(x), x / 2 + 2, chance.randint(1, 900), 1) for x in steps], "0")
+    assert "over the whole scale a follows the order of b perfectly" in follows
+    noise = said([(float(x), chance.randint(0, 5), chance.randint(1, 900), 1) for x in steps], "0")
+    assert "over the whole scale no relation found" in noise
+
+
+def test_raw_agreement_is_called_better_only_where_its_interval_says_so() -> None:
+    cells = [(5.0, 5.0, 8, 3), (5.0, 1.0, 7, 1), (1.0, 5.0, 6, 17), (1.0, 1.0, 5, 79)]
+    assert "raw agreement is 82.0 %, no better than dropping every row, which agrees on 80.0 %" in said(cells)
+    more = [(a, b, chars, 100 * count) for a, b, chars, count in cells]
+    assert "raw agreement is 82.0 %, better than dropping every row" in said(more)
+
+
+def labelled(store: Store, tmp_path: Path, name: str, labels: list[float | None], rubric: str = "quality") -> Grading:
     """A grader labels:NAME on the scale 0 to 5 by half points, keeping from 4.5."""
     rows = [{"index": i, "label": label} for i, label in enumerate(labels)]
     found = import_labels(
-        store, write_rows(tmp_path / f"{name}.jsonl", rows), name, resolve(store, None), own_rubric(rubric, "0", "5", "0.5", "4.5")
-    )  # fmt: skip
-    return side_of(store, found.grader_id, found.rubric_id)
+        store,
+        write_rows(tmp_path / f"{name}.jsonl", rows),
+        name,
+        resolve(store, None),
+        own_rubric(rubric, "0", "5", "0.5", "4.5"),
+    )
+    return find_grading(store, resolve(store, None).version_id, found.grader_id, found.rubric_id)
 
 
-def test_a_comparison_counts_distinct_examples_and_tells_who_has_no_grade(store: Store, tmp_path: Path) -> None:
+def test_a_comparison_counts_distinct_examples_and_says_who_has_no_grade(store: Store, tmp_path: Path) -> None:
     rows = some_rows(6)
     import_file(store, write_rows(tmp_path / "d.jsonl", [*rows, rows[0]]))
     version = resolve(store, None)
@@ -284,27 +213,35 @@ def test_a_comparison_counts_distinct_examples_and_tells_who_has_no_grade(store:
         {"reason_a": None, "reason_b": "not_graded", "examples": 1},
     ]
     assert found.flip_rate.value == 0.5
-    with pytest.raises(AgreeError, match="stands on both sides"):
+    with pytest.raises(AgreeError, match="is both A and B"):
         agree(store, version.version_id, a, a)
-    nothing = agree(store, version.version_id, a, b, "expected")
-    assert nothing.compared == 0 and nothing.without[0]["reason_a"] == "no_expected"
+    without = "none of the 5 rows that labels:a has scored has an expected score; it never has any, and without --by"
+    with pytest.raises(AgreeError, match=without):
+        agree(store, version.version_id, a, b, "expected_score")
 
 
 def test_the_command_prints_a_table_and_the_same_as_json(alpasift: Call, tmp_path: Path) -> None:
-    write_rows(tmp_path / "d.jsonl", some_rows(40))
-    rows = [{"index": i, "a": i % 5, "b": (i + i // 20) % 5} for i in range(40)]
+    write_rows(tmp_path / "d.jsonl", some_rows(60))
+    rows = [{"index": i, "a": i % 5, "b": (i + i // 20) % 5} for i in range(60)]
     write_rows(tmp_path / "l.jsonl", rows)
     alpasift("import", "d.jsonl")
     for name in "ab":
         done = alpasift("labels", "l.jsonl", "--as", name, "--field", name, "--scale", "0:5:1", "--threshold", 4)
         assert done.code == 0, done.err
-    told = alpasift("agree", "labels:a", "labels:b")
-    assert told.code == 0, told.err
-    assert "40 of 40 distinct rows have both grades" in told.out
-    assert "kappa, quadratic weights  none" not in told.out
-    assert "next: alpasift calibrate --cheap labels:a --reference labels:b" in told.err
+    ran = alpasift("agree", "labels:a", "labels:b")
+    assert ran.code == 0, ran.err
+    assert "60 of 60 distinct rows have both grades" in ran.out
+    assert "kappa, quadratic weights  none" not in ran.out
+    assert "next: alpasift calibrate --cheap labels:a --reference labels:b" in ran.err
     found = alpasift("agree", "labels:a", "labels:b", "--json", "--threshold", 3).json
-    assert found["compared"] == 40 and found["a"]["threshold"] == 3
-    assert found["grader"]["table"] == {"both": 8, "first_only": 8, "b_only": 0, "neither": 24}
+    assert found["compared"] == 60 and found["a"]["threshold"] == 3
+    assert found["grader"]["table"] == {"both": 8, "first_only": 16, "b_only": 4, "neither": 32}
+    former = alpasift("agree", "labels:a", "labels:b", "--by", "expected", "--json")
+    assert former.code == 1 and "none of the 60 rows that labels:a has scored has an expected score" in former.err
+    assert "--by expected is deprecated, use --by expected_score" in former.err
     refused = alpasift("agree", "labels:a", "labels:c")
-    assert refused.code == 1 and "has not graded this dataset" in refused.err
+    assert refused.code == 1
+    assert (
+        "labels:c has not graded this dataset; did you mean labels:b? These have: labels:a --rubric-b a (60 rows"
+        in refused.err
+    )

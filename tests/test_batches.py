@@ -1,38 +1,34 @@
-"""Batches on the command line: submit, look, collect, cancel, carry by hand, rehearse; and what is refused beforehand."""
+"""Batches on the command line: submit, look, collect, cancel, carry manually, rehearse; what is refused beforehand."""
 
 from __future__ import annotations
 
 import http.server
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_harness import MARKER, MODEL, PRICES, check, expected, marked_rows, marked_store, money, scores
-from conftest import EXAMPLES, Ran, run_cli, write_rows
 
-from batcher.datasets import import_file
-from batcher.store import Store
-from graders.rehearsal import Rehearsal
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.store import Store
+from alpasift.graders.rehearsal.server import Rehearsal
+from batch_harness import MARKER, MODEL, PRICES, check, expected, marked_rows, marked_store, money, price_list, scores
+from conftest import EXAMPLES, Ran, call_cli, cli_environment, write_rows
+from test_openai_chat import hear_every_signal
 
 Call = Callable[..., Ran]
 KEY = "sk-a-key-that-nobody-may-see-0123456789"
 FORM = ("--grader", f"openai_batch:{MODEL}", "--rubric", "accuracy")
 QUICK = ("--poll-seconds", "0.05", "--grace-seconds", "0", "--quiet")
-LIST = """
-[[price]]
-provider = "127.0.0.1"
-model = "gpt-4o-mini"
-input = "0.15"
-output = "0.60"
-discount = "0.5"
-source = "the rehearsal's own"
-date = 2026-11-01
-"""
+LIST = price_list()
 
 
 @pytest.fixture
@@ -49,7 +45,7 @@ def lab(tmp_path: Path, server: Rehearsal) -> Callable[..., Ran]:
 
     def call(*arguments: object, **more: Any) -> Ran:
         env = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY, **more.pop("env", {})}
-        return run_cli(["--db", store.path, *arguments], cwd=tmp_path, env=env, **more)
+        return call_cli(["--db", store.path, *arguments], cwd=tmp_path, env=env, **more)
 
     return call
 
@@ -59,7 +55,7 @@ def test_the_form_that_scripts_rely_on_grades_to_the_last_decimal(lab: Call, ser
     check(Store(tmp_path / "lab.duckdb"), server, 30)
     again = lab("grade", *FORM, "--budget", "5", "--yes", *QUICK)
     assert again.code == 0
-    assert "30 rows were answered before" in again.err
+    assert "30 rows were graded before" in again.err
     assert len(server.batches()) == 1
 
 
@@ -70,10 +66,10 @@ def test_submit_look_and_collect(tmp_path: Path) -> None:
         env = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
 
         def lab(*arguments: object) -> Ran:
-            return run_cli(["--db", store.path, *arguments], cwd=tmp_path, env=env)
+            return call_cli(["--db", store.path, *arguments], cwd=tmp_path, env=env)
 
         sent = lab("grade", *FORM, "--budget", "5", "--yes", "--no-wait", "--batch-rows", "10", *QUICK)
-        assert (sent.code, "29 rows are out with batches" in sent.err) == (4, True)
+        assert (sent.code, "29 rows in flight in batches" in sent.err) == (4, True)
         found = lab("status", "--json").json["batches"]
         assert len(found) == 3
         assert all(Decimal(row["reserved_usd"]) > 0 and row["expires_at"] and row["batch_id"] for row in found)
@@ -82,12 +78,44 @@ def test_submit_look_and_collect(tmp_path: Path) -> None:
         assert (gone.code, gone.out) == (4, ""), "a cancel takes the provider up to ten minutes"
         server.advance(2 * 3600)
         done = lab("collect", "--json")
-        assert (done.code, done.json["still_out"]) == (0, 0)
+        assert (done.code, done.json["in_flight"]) == (0, 0)
         assert lab("cancel", "--all").code == 1
         lab("grade", *FORM, "--yes", "--no-wait", *QUICK)
         server.advance(2 * 3600)
         assert lab("grade", *FORM, "--yes", *QUICK).code == 0
         check(store, server, 30)
+
+
+@pytest.mark.parametrize(("number", "command"), [(signal.SIGINT, "grade"), (signal.SIGTERM, "collect")])
+def test_a_command_that_is_interrupted_while_a_batch_is_out_says_how_to_collect_or_cancel_it(
+    tmp_path: Path, number: signal.Signals, command: str
+) -> None:
+    with Rehearsal(prices=PRICES, marker=MARKER, key=KEY, batch_seconds=3600) as server:
+        store = marked_store(tmp_path, 6, "lab.duckdb")
+        (tmp_path / "prices.toml").write_text(LIST)
+        env = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
+        grade = ["--db", str(store.path), "grade", *FORM, "--budget", "5", "--yes", *QUICK]
+        assert call_cli([*grade, "--no-wait"], cwd=tmp_path, env=env).code == 4
+        (batch,) = store.query("batches", all=None)
+        waits = ["--db", str(store.path), "collect", "--wait", "--poll-seconds", "0.05"]
+        seen = len(server.requests_log)
+        with subprocess.Popen(
+            [sys.executable, "-m", "alpasift", *(grade if command == "grade" else waits)],
+            cwd=tmp_path,
+            env=cli_environment(env),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=hear_every_signal,
+        ) as process:
+            while len(server.requests_log) < seen + 4:  # it looks after the batch again and again
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert f"Still at the provider, which charges for what it completes of it: {batch['batch_id']} (" in err
+    assert f"`alpasift cancel {batch['batch_id']}` cancels it" in err
 
 
 def test_equal_rows_of_two_datasets_are_paid_once_and_both_scored(lab: Call, server: Rehearsal, tmp_path: Path) -> None:
@@ -130,14 +158,14 @@ def test_a_database_that_was_copied_does_not_send_until_it_is_adopted_or_forked(
     shutil.copy(tmp_path / "lab.duckdb", tmp_path / "copy.duckdb")
     before = len(server.requests_log)
     env = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
-    ran = run_cli(["--db", "copy.duckdb", "grade", *FORM, "--yes", *QUICK], cwd=tmp_path, env=env)
+    ran = call_cli(["--db", "copy.duckdb", "grade", *FORM, "--yes", *QUICK], cwd=tmp_path, env=env)
     assert ran.code == 1
     assert "ledger adopt" in ran.err
     assert "ledger fork" in ran.err
     assert len(server.requests_log) == before
-    assert run_cli(["--db", "copy.duckdb", "ledger", "fork", "--reason", "both go on"], cwd=tmp_path).code == 0
-    assert run_cli(["--db", "copy.duckdb", "grade", *FORM, "--yes", *QUICK], cwd=tmp_path, env=env).code == 4
-    ran = run_cli(["--db", "copy.duckdb", "grade", *FORM, "--budget", "1", "--yes", *QUICK], cwd=tmp_path, env=env)
+    assert call_cli(["--db", "copy.duckdb", "ledger", "fork", "--reason", "both go on"], cwd=tmp_path).code == 0
+    assert call_cli(["--db", "copy.duckdb", "grade", *FORM, "--yes", *QUICK], cwd=tmp_path, env=env).code == 4
+    ran = call_cli(["--db", "copy.duckdb", "grade", *FORM, "--budget", "1", "--yes", *QUICK], cwd=tmp_path, env=env)
     assert ran.code == 0, ran.err
     assert scores(Store(tmp_path / "copy.duckdb")) == expected(30)
 
@@ -182,12 +210,28 @@ def test_files_that_are_carried_by_hand_are_booked_once(lab: Call, server: Rehea
     check(store, server, 30)
 
 
+def test_a_part_of_the_results_says_how_many_rows_lack_one(lab: Call, server: Rehearsal, tmp_path: Path) -> None:
+    made = lab("batch", "export", "to_carry", *FORM, "--budget", "5", "--yes", "--limit", "7")
+    (result,) = carried(server, tmp_path / made.out.strip())
+    part = tmp_path / "part.jsonl"
+    part.write_text("".join(result.read_text().splitlines(keepends=True)[:5]))
+    ran = lab("batch", "import", part)
+    assert (ran.code, "5 replies" in ran.err, "2 rows of the export still have no result" in ran.err) == (
+        4,
+        True,
+        True,
+    )
+    again = lab("batch", "import", part)
+    assert (again.code, "nothing changed" in again.err, "2 rows" in again.err) == (4, True, True)
+    assert lab("batch", "import", result).code == 0
+
+
 def test_results_of_another_ledger_are_not_taken(lab: Call, server: Rehearsal, tmp_path: Path) -> None:
     lab("batch", "export", "mine", *FORM, "--budget", "5", "--yes")
     strange = tmp_path / "strange.jsonl"
     strange.write_text(json.dumps({"custom_id": "0" * 8 + "-0000-0000-0000-" + "0" * 12, "response": None}) + "\n")
     ran = lab("batch", "import", strange)
-    assert (ran.code, "holds no answer to a question that this database exported" in ran.err) == (1, True)
+    assert (ran.code, "holds no answer to a request that this database exported" in ran.err) == (1, True)
     assert money(Store(tmp_path / "lab.duckdb"))["spent_usd"] == 0
 
 
@@ -204,14 +248,15 @@ def test_files_for_a_machine_of_ones_own_cost_nothing_and_grade_under_its_model(
     for line in lines:
         said = line["body"]["messages"][-1]["content"].split("SCORE=")[1].split()[0]
         body = {
-            "model": "my-model", "usage": {"prompt_tokens": 5, "completion_tokens": 3},
+            "model": "my-model",
+            "usage": {"prompt_tokens": 5, "completion_tokens": 3},
             "choices": [{"message": {"content": json.dumps({"score": float(said)})}, "finish_reason": "stop"}],
-        }  # fmt: skip
+        }
         response = {"status_code": 200, "request_id": "vllm-1", "body": body}
         answers.append({"id": "vllm-1", "custom_id": line["custom_id"], "response": response, "error": None})
     result.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     wrong = lab("batch", "import", result, "--executed-by", "openai")
-    assert (wrong.code, "exported for vllm" in wrong.err) == (1, True)
+    assert (wrong.code, "an export for vllm" in wrong.err) == (1, True)
     assert lab("batch", "import", result, "--executed-by", "vllm").code == 0
     store = Store(tmp_path / "lab.duckdb")
     assert scores(store) == expected(30)
@@ -226,14 +271,18 @@ def test_a_rehearsal_sends_nothing_and_keeps_nothing(lab: Call, server: Rehearsa
     ran = lab("grade", *FORM, "--budget", "5", "--rehearse", "--quiet", env={"OPENAI_BASE_URL": ""})
     assert ran.code == 0, ran.err
     assert "$0.00" in ran.err
-    assert "this was a rehearsal" in ran.err
+    assert "this was a rehearsal with 30 of the 30 rows" in ran.err and "its scores are made up" in ran.err
+    assert "at the threshold of" not in ran.err
+    part = lab("grade", *FORM, "--budget", "5", "--rehearse", "--quiet", "--limit", "4", env={"OPENAI_BASE_URL": ""})
+    assert "that is for 4 of the 30 rows still to grade (--limit 4)" in part.err, part.err
+    assert "this was a rehearsal with 4 of the 30 rows" in part.err
     assert (tmp_path / "lab.duckdb").read_bytes() == before
     assert server.requests_log == []
 
 
 def test_a_rehearsal_refuses_another_server_and_a_grader_that_asks_none(lab: Call, server: Rehearsal) -> None:
     ran = lab("grade", *FORM, "--budget", "5", "--rehearse")
-    assert (ran.code, "brings its own server" in ran.err) == (1, True)
+    assert (ran.code, "starts its own server" in ran.err) == (1, True)
     ran = lab("grade", "--grader", "rules", "--rehearse", env={"OPENAI_BASE_URL": ""})
     assert (ran.code, "nothing to rehearse" in ran.err) == (1, True)
     assert server.requests_log == []
@@ -245,19 +294,19 @@ def test_a_rehearsal_refuses_another_server_and_a_grader_that_asks_none(lab: Cal
 @pytest.mark.parametrize(
     ("arguments", "env", "code", "says"),
     [
-        ((*FORM, "--budget", "5"), {"OPENAI_API_KEY": "", "OPENAI_BASE_URL": "https://192.0.2.1/v1"}, 3, "price"),
+        ((*FORM, "--budget", "5"), {"OPENAI_BASE_URL": "https://192.0.2.1/v1"}, 3, "price"),
         ((*FORM, "--budget", "5"), {"OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""}, 3, "no key; set OPENAI_API_KEY"),
         ((*FORM, "--budget", "5"), {"OPENAI_API_KEY": "sk-wrong-0123456789"}, 3, "does not accept the key (401"),
         (("--grader", "openai_batch:gpt-9", "--budget", "5"), {}, 3, 'model = "gpt-9"'),
-        (("--grader", "openai_batch", "--budget", "5"), {}, 1, "names no model"),
+        (("--grader", "openai_batch", "--budget", "5"), {}, 1, "has no model"),
         ((*FORM, "--budget", "5", "--base-url", "http://example.com/v1"), {}, 1, "Use https"),
-        ((*FORM, "--budget", "5", "--base-url", "nonsense"), {}, 1, "is no address of a server"),
+        ((*FORM, "--budget", "5", "--base-url", "nonsense"), {}, 1, "is not the address of a server"),
         ((*FORM, "--budget", "0"), {}, 4, "nothing was sent"),
-        ((*FORM, "--budget", "five"), {}, 2, "'five' is no amount of dollars"),
+        ((*FORM, "--budget", "five"), {}, 2, "'five' is not an amount of dollars"),
         (FORM, {}, 2, "no budget is set"),
-        (("--grader", "rules", "--poll-seconds", "1"), {}, 1, "--poll-seconds means nothing to the grader rules"),
+        (("--grader", "rules", "--poll-seconds", "1"), {}, 1, "the grader rules has no setting --poll-seconds"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_sends_nothing(
     lab: Call, server: Rehearsal, arguments: tuple[str, ...], env: dict[str, str], code: int, says: str
 ) -> None:
@@ -307,11 +356,11 @@ def test_a_server_that_answers_with_a_web_page_gets_nothing(tmp_path: Path) -> N
 
     page = http.server.HTTPServer(("127.0.0.1", 0), Page)
     threading.Thread(target=page.serve_forever, daemon=True).start()
-    run_cli(["--db", "w.duckdb", "import", EXAMPLES], cwd=tmp_path)
+    call_cli(["--db", "w.duckdb", "import", EXAMPLES], cwd=tmp_path)
     env = {"OPENAI_BASE_URL": f"http://127.0.0.1:{page.server_port}/v1", "OPENAI_API_KEY": KEY}
     for grader in ("openai_batch", "openai_chat"):
         arguments = ["--db", "w.duckdb", "grade", "--grader", f"{grader}:{MODEL}", "--budget", "5", "--yes"]
-        ran = run_cli(arguments, cwd=tmp_path, env=env)
-        assert (ran.code, "does not answer as the API does" in ran.err) == (3, True), ran.err
+        ran = call_cli(arguments, cwd=tmp_path, env=env)
+        assert (ran.code, "does not answer like the API" in ran.err) == (3, True), ran.err
     page.shutdown()
     assert posts == []

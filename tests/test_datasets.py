@@ -1,4 +1,4 @@
-"""Files into the store and out again: formats, shapes, identity, and everything a file can get wrong."""
+"""Files into the store and out again: file formats, row formats, identity, and everything a file can get wrong."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batcher import exports, formats, shapes
-from batcher.datasets import (
-    DatasetError,
-    example_id,
-    export_rows,
-    import_file,
-    read_examples,
-    resolve,
-    stored_examples,
-)
-from batcher.store import Store, scalar
-from graders import Example, Turn
+from alpasift.batcher import data as data_modules
+from alpasift.batcher.data.data_file import read_examples
+from alpasift.batcher.data.files.csv_rows import guard, unguard
+from alpasift.batcher.data.files.file_row import DatasetError
+from alpasift.batcher.data.files.writing import writable_format
+from alpasift.batcher.data.identity import example_id
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.data.row_formats.row import REASONS
+from alpasift.batcher.data.stored_rows import export_rows, stored_examples
+from alpasift.batcher.data.versions import resolve
+from alpasift.batcher.store import Store, scalar
+from alpasift.graders import Example, Turn
 
 ROWS = [
     {"instruction": "Name a primary colour.", "input": "", "output": "Red."},
@@ -120,7 +120,7 @@ def contents(store: Store, version_id: str) -> list[tuple[Any, ...]]:
         ).fetchall()
 
 
-def set_aside(store: Store, version_id: str) -> list[tuple[Any, ...]]:
+def skipped(store: Store, version_id: str) -> list[tuple[Any, ...]]:
     with store.reader() as con:
         return con.execute(
             "select position, line, reason from set_aside where version_id = $v order by position", {"v": version_id}
@@ -134,11 +134,11 @@ def test_a_file_becomes_the_first_version_of_a_dataset_named_after_it(store: Sto
     path = jsonl(tmp_path / "my rows.jsonl", ROWS)
     done = import_file(store, path)
     assert (done.dataset, done.version, done.label) == ("my-rows", 1, "my-rows")
-    assert (done.rows, done.set_aside, done.duplicates, done.new_examples) == (3, 0, 1, 2)
-    assert (done.shape, done.format, done.already_there, done.reasons) == ("alpaca", "jsonl", False, {})
+    assert (done.rows, done.skipped, done.duplicates, done.new_examples) == (3, 0, 1, 2)
+    assert (done.row_format, done.format, done.already_imported, done.reasons) == ("alpaca", "jsonl", False, {})
     assert counts(store) == {"examples": 2, "dataset_versions": 1, "dataset_rows": 3, "set_aside": 0}
     found = resolve(store, "my-rows")
-    assert (found.version_id, found.rows, found.shape, found.format) == (done.version_id, 3, "alpaca", "jsonl")
+    assert (found.version_id, found.rows, found.row_format, found.format) == (done.version_id, 3, "alpaca", "jsonl")
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -146,8 +146,8 @@ def test_the_same_file_again_adds_nothing(store: Store, tmp_path: Path) -> None:
     first = import_file(store, jsonl(tmp_path / "a.jsonl", [*ROWS, {"instruction": "x", "output": None}]))
     before = counts(store)
     again = import_file(store, tmp_path / "a.jsonl")
-    assert again.already_there and again.label == first.label and again.version_id == first.version_id
-    assert (again.rows, again.set_aside, again.duplicates, again.reasons) == (3, 1, 1, {"no_answer": 1})
+    assert again.already_imported and again.label == first.label and again.version_id == first.version_id
+    assert (again.rows, again.skipped, again.duplicates, again.reasons) == (3, 1, 1, {"no_answer": 1})
     assert again.new_examples == 0
     assert counts(store) == before
 
@@ -160,14 +160,14 @@ def test_another_content_under_the_same_name_is_the_next_version(store: Store, t
     assert resolve(store, None).label == "a@2"
     assert resolve(store, "a@1").version_id == first.version_id
     assert resolve(store, "a@2").version_id == second.version_id
-    with pytest.raises(DatasetError, match=r"no dataset 'a@3'; there are a, a@2"):
+    with pytest.raises(DatasetError, match=r"no dataset named 'a@3'; did you mean a\? Choose from a, a@2"):
         resolve(store, "a@3")
 
 
 def test_a_name_is_asked_for_only_when_there_are_several_datasets(store: Store, tmp_path: Path) -> None:
     import_file(store, jsonl(tmp_path / "a.jsonl", ROWS))
     import_file(store, tmp_path / "a.jsonl", dataset="b")
-    with pytest.raises(DatasetError, match="several datasets, name one of them: a, b"):
+    with pytest.raises(DatasetError, match="several datasets, choose one: a, b"):
         resolve(store, None)
 
 
@@ -179,7 +179,7 @@ def test_a_store_without_datasets_says_how_to_import(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a@2", "x" * 65])
 def test_a_bad_name_is_refused(store: Store, tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match="no name for a dataset"):
+    with pytest.raises(DatasetError, match="is not a valid dataset name"):
         import_file(store, jsonl(tmp_path / "a.jsonl", ROWS), dataset=name)
 
 
@@ -199,7 +199,7 @@ def test_the_canonical_json_is_what_the_standard_library_writes(texts: list[str]
     assert example_id(Example(instruction, given_input, output, system, (Turn("user", output),))) == str(by_hand)
 
 
-def test_equal_content_has_one_id_in_every_shape_and_format(store: Store, tmp_path: Path) -> None:
+def test_equal_content_has_one_id_in_every_row_format_and_format(store: Store, tmp_path: Path) -> None:
     texts = ("Say hi.", "Hi.")
     rows: dict[str, dict[str, Any]] = {
         "a.jsonl": {"instruction": texts[0], "output": texts[1]},
@@ -209,7 +209,7 @@ def test_equal_content_has_one_id_in_every_shape_and_format(store: Store, tmp_pa
         "e.jsonl.gz": {"conversations": [{"from": "human", "value": texts[0]}, {"from": "gpt", "value": texts[1]}]},
     }
     done = [import_file(store, write(tmp_path / name, [row])) for name, row in rows.items()]
-    assert [d.shape for d in done] == ["alpaca", "alpaca", "dolly", "messages", "sharegpt"]
+    assert [d.row_format for d in done] == ["alpaca", "alpaca", "dolly", "messages", "sharegpt"]
     assert [d.format for d in done] == ["jsonl", "json", "csv", "parquet", "jsonl.gz"]
     assert [d.new_examples for d in done] == [1, 0, 0, 0, 0]
     with store.reader() as con:
@@ -226,7 +226,7 @@ def test_progress_tells_the_rows_read_and_large_files_keep_their_order(store: St
     assert read(tmp_path / "b.jsonl") == rows
 
 
-# -- shapes -----------------------------------------------------------------------------------------------------
+# -- row formats -----------------------------------------------------------------------------------------------------
 
 
 def test_a_conversation_is_graded_by_its_last_exchange(store: Store, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_calls_of_tools_in_earlier_turns_are_kept_and_come_back(store: Store, tm
     assert (system, rest) == ("", ["Thanks", "", "Welcome."])
     assert json.loads(turns) == [
         ["user", "Time?"],
-        ["assistant", ""],
+        ["assistant", '{"name": "clock", "arguments": null}'],
         ["tool", "12:00"],
         ["assistant", "It is\n\nnoon."],
     ]
@@ -276,16 +276,16 @@ def test_calls_of_tools_in_earlier_turns_are_kept_and_come_back(store: Store, tm
         ([CHAT[1], {"role": "narrator", "content": "x"}, CHAT[2]], "unknown_role"),
         ([CHAT[1], {"role": "assistant", "content": " "}], "empty_message"),
         ([CHAT[1], {"role": "assistant", "content": None}], "empty_message"),
-        ([CHAT[1], {"role": "assistant", "content": 4}], "not_text"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, CHAT[2]], "not_text"),
+        ([CHAT[1], {"role": "assistant", "content": {"a": {"b": 4}}}], "not_text"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, CHAT[2]], "has_media"),
     ],
 )
-def test_a_conversation_that_cannot_be_graded_is_set_aside_with_its_reason(
+def test_a_conversation_that_cannot_be_graded_is_skipped_with_its_reason(
     store: Store, tmp_path: Path, messages: Any, reason: str
 ) -> None:
     done = import_file(store, jsonl(tmp_path / "a.jsonl", [{"messages": CHAT}, {"messages": messages}]))
-    assert (done.rows, done.set_aside, done.reasons) == (1, 1, {reason: 1})
-    assert set_aside(store, done.version_id) == [(1, 2, reason)]
+    assert (done.rows, done.skipped, done.reasons) == (1, 1, {reason: 1})
+    assert skipped(store, done.version_id) == [(1, 2, reason)]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_conversation_that_cannot_be_graded_is_set_aside_with_its_reason(
         ({"instruction": "x"}, "no_answer"),
         ({"output": "x"}, "no_instruction"),
         ({"instruction": " ", "input": "\n", "output": "x"}, "no_instruction"),
-        ({"instruction": "x", "output": 3}, "not_text"),
+        ({"instruction": "x", "output": {"y": 3}}, "not_text"),
         ({"instruction": "x", "output": ["y"]}, "not_text"),
         ({"instruction": "x", "input": {"y": 1}, "output": "z"}, "not_text"),
         ({"instruction": "x", "output": "y" * 1_000_001}, "too_large"),
@@ -305,13 +305,13 @@ def test_a_conversation_that_cannot_be_graded_is_set_aside_with_its_reason(
         (None, "not_an_object"),
     ],
 )
-def test_a_row_that_cannot_be_graded_is_set_aside_with_its_reason(
+def test_a_row_that_cannot_be_graded_is_skipped_with_its_reason(
     store: Store, tmp_path: Path, row: Any, reason: str
 ) -> None:
     for number, name in enumerate(("a.jsonl", "b.json")):
         done = import_file(store, write(tmp_path / name, [ROWS[0], row, ROWS[1]]))
         assert (done.rows, done.reasons) == (2, {reason: 1})
-        position, line, found = set_aside(store, done.version_id)[0]
+        position, line, found = skipped(store, done.version_id)[0]
         assert (position, found) == (1, reason)
         assert number == 1 or line == 2
     with store.reader() as con:
@@ -319,13 +319,13 @@ def test_a_row_that_cannot_be_graded_is_set_aside_with_its_reason(
 
 
 def test_every_reason_has_its_sentence_and_is_in_the_code() -> None:
-    code = Path(shapes.__file__).read_text() + Path(formats.__file__).read_text()
-    code += (Path(shapes.__file__).parent / "datasets.py").read_text()
-    for reason in shapes.REASONS:
+    folder = Path(data_modules.__path__[0])
+    code = "".join(file.read_text() for file in folder.rglob("*.py"))
+    for reason in REASONS:
         assert code.count(f'"{reason}"') >= 2, reason
 
 
-def test_half_a_surrogate_pair_is_set_aside_and_a_nul_is_kept(store: Store, tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_is_skipped_and_a_nul_is_kept(store: Store, tmp_path: Path) -> None:
     lines = [
         r'{"instruction": "a\u0000b", "output": "ok"}',
         r'{"instruction": "half \ud800", "output": "x"}',
@@ -337,12 +337,12 @@ def test_half_a_surrogate_pair_is_set_aside_and_a_nul_is_kept(store: Store, tmp_
     for name in ("a.jsonl", "b.json"):
         done = import_file(store, tmp_path / name)
         assert [c[2] for c in contents(store, done.version_id)] == ["a\0b", "pair 🌞"]
-        assert set_aside(store, done.version_id) == [(1, 2, "bad_unicode"), (2, 3, "bad_unicode")]
+        assert skipped(store, done.version_id) == [(1, 2, "bad_unicode"), (2, 3, "bad_unicode")]
 
 
 def test_strict_makes_the_first_bad_row_fatal_and_writes_nothing(store: Store, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [ROWS[0], {"instruction": "x", "output": None}])
-    with pytest.raises(DatasetError, match=r"a\.jsonl:2: no_answer, there is no output"):
+    with pytest.raises(DatasetError, match=r"a\.jsonl:2: no_answer, the output is missing"):
         import_file(store, path, strict=True)
     assert not store.path.exists()
 
@@ -359,37 +359,40 @@ def test_a_failure_far_into_the_file_leaves_the_database_as_it_was(store: Store,
 
 
 def test_keys_can_be_mapped(store: Store, tmp_path: Path) -> None:
-    row = {"question": "Why?", "input": "ignored", "answer": "Because.", "topic": "x", "n": 1}
-    path = jsonl(tmp_path / "a.jsonl", [row, {"question": "No answer"}])
-    with pytest.raises(DatasetError, match=r"found the keys 'question', 'input', 'answer'.*--map"):
+    row = {"ask": "Why?", "input": "ignored", "told": "Because.", "topic": "x", "n": 1}
+    path = jsonl(tmp_path / "a.jsonl", [row, {"ask": "No answer"}])
+    with pytest.raises(DatasetError, match=r"found the keys 'ask', 'input', 'told'.*--map"):
         import_file(store, path)
-    mapping = {"instruction": "question", "output": "answer", "category": "topic"}
+    mapping = {"instruction": "ask", "output": "told", "category": "topic"}
     done = import_file(store, path, mapping=mapping)
-    assert (done.shape, done.rows, done.reasons) == ("mapped", 1, {"no_answer": 1})
+    assert (done.row_format, done.rows, done.reasons) == ("mapped", 1, {"no_answer": 1})
     assert contents(store, done.version_id) == [("", "", "Why?", "ignored", "Because.", "x")]
     export_rows(store, done.version_id, None, tmp_path / "b.jsonl")
     assert read(tmp_path / "b.jsonl") == [row]
-    other = import_file(store, path, mapping={"instruction": "input", "output": "answer"})
+    other = import_file(store, path, mapping={"instruction": "input", "output": "told"})
     assert other.version_id != done.version_id and other.label == "a@2"
     assert contents(store, other.version_id)[0][2:4] == ("ignored", "")
     for bad, says in (
-        ({"prompt": "question"}, "--map knows no prompt"),
+        ({"prompt": "ask"}, "--map has no target prompt"),
         ({"instruction": "nope"}, "no row has the keys"),
     ):
         with pytest.raises(DatasetError, match=says):
             import_file(store, path, mapping=bad)
 
 
-def test_a_shape_can_be_told(store: Store, tmp_path: Path) -> None:
+def test_a_row_format_can_be_given(store: Store, tmp_path: Path) -> None:
     row = {"instruction": "i", "output": "o", "response": "r"}
     path = jsonl(tmp_path / "a.jsonl", [row])
-    assert import_file(store, path).shape == "dolly"
-    done = import_file(store, path, shape="alpaca")
+    assert import_file(store, path).row_format == "dolly"
+    done = import_file(store, path, row_format="alpaca")
     assert contents(store, done.version_id)[0][4] == "o"
-    with pytest.raises(DatasetError, match="expected those of the shape messages"):
-        import_file(store, path, shape="messages")
-    with pytest.raises(DatasetError, match="no shape is called 'xml'"):
-        import_file(store, path, shape="xml")
+    assert (import_file(store, path).overruled, done.overruled) == (None, "dolly")
+    with pytest.raises(DatasetError, match=r"no row fits the row format messages; by its keys, .* the file is dolly"):
+        import_file(store, path, row_format="messages")
+    with pytest.raises(DatasetError, match="expected those of the row format messages"):
+        import_file(store, jsonl(tmp_path / "b.jsonl", [{"ask": "i", "told": "o"}]), row_format="messages")
+    with pytest.raises(DatasetError, match="unknown row format 'xml'"):
+        import_file(store, path, row_format="xml")
 
 
 # -- what goes in comes out -------------------------------------------------------------------------------------
@@ -440,7 +443,7 @@ def chat(
     return st.tuples(rows, EXTRAS, st.randoms()).map(lambda t: shuffled({**t[1], **t[0]}, t[2]))
 
 
-SHAPED = {
+ROWS_BY_FORMAT = {
     "alpaca": flat(("instruction", "input", "output")),
     "dolly": flat(("instruction", "context", "response")),
     "sharegpt": chat("conversations", "from", "value", ["human", "user"], ["gpt", "assistant"]),
@@ -453,20 +456,20 @@ def there_and_back(store: Store, rows: list[dict[str, Any]], suffix: str, folder
     """Import the rows and return what their export holds."""
     path = write(folder / f"in.{suffix}", rows)
     done = import_file(store, path)
-    assert done.set_aside == 0, done.reasons
+    assert done.skipped == 0, done.reasons
     export_rows(store, done.version_id, None, folder / f"out.{suffix}")
     assert read(path) == rows
     return read(folder / f"out.{suffix}")
 
 
-@pytest.mark.parametrize("shape", SHAPED)
+@pytest.mark.parametrize("row_format", ROWS_BY_FORMAT)
 @pytest.mark.parametrize("suffix", ["json.zst", "jsonl"])
 @given(data=st.data())
 @PATIENT
 def test_an_export_equals_what_was_imported(
-    store: Store, shape: str, suffix: str, tmp_path: Path, data: st.DataObject
+    store: Store, row_format: str, suffix: str, tmp_path: Path, data: st.DataObject
 ) -> None:
-    rows = data.draw(st.lists(SHAPED[shape], min_size=1, max_size=5))
+    rows = data.draw(st.lists(ROWS_BY_FORMAT[row_format], min_size=1, max_size=5))
     rows.append(rows[0])
     back = there_and_back(store, rows, suffix, tmp_path)
     assert back == rows
@@ -493,8 +496,8 @@ def test_an_exported_csv_equals_what_was_imported(store: Store, tmp_path: Path, 
 
 @given(text=TEXT.map(lambda t: t[1:]) | st.text("'=+-@\t\ra", max_size=5))
 def test_the_guard_of_csv_cells_is_undone_exactly(text: str) -> None:
-    assert formats.unguard(formats.guard(text)) == text
-    assert formats.guard(text)[:1] not in tuple("=+-@\t\r")
+    assert unguard(guard(text)) == text
+    assert guard(text)[:1] not in tuple("=+-@\t\r")
 
 
 def test_formulas_in_a_csv_for_people_are_guarded(store: Store, tmp_path: Path) -> None:
@@ -508,7 +511,7 @@ def test_formulas_in_a_csv_for_people_are_guarded(store: Store, tmp_path: Path) 
 def test_a_chat_in_a_csv_cell_comes_back(store: Store, tmp_path: Path) -> None:
     rows = [{"id": "1", "messages": json.dumps(CHAT)}, {"id": "2", "messages": json.dumps(CHAT, separators=(",", ":"))}]
     done = import_file(store, write(tmp_path / "a.csv", rows))
-    assert (done.rows, done.duplicates, done.shape) == (2, 1, "messages")
+    assert (done.rows, done.duplicates, done.row_format) == (2, 1, "messages")
     export_rows(store, done.version_id, None, tmp_path / "b.csv")
     assert read(tmp_path / "b.csv") == rows
 
@@ -580,24 +583,25 @@ def test_a_folder_of_save_to_disk_is_read(store: Store, tmp_path: Path, folder: 
     if folder != "rows":
         (tmp_path / "rows" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     done = import_file(store, tmp_path / "rows")
-    assert (done.dataset, done.rows, done.format, done.shape) == ("rows", 2, "save_to_disk", "alpaca")
+    assert (done.dataset, done.rows, done.format, done.row_format) == ("rows", 2, "save_to_disk", "alpaca")
     export_rows(store, done.version_id, None, tmp_path / "b.parquet")
     assert read(tmp_path / "b.parquet") == ROWS[:2]
     (tmp_path / "rows" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    with pytest.raises(DatasetError, match=r"holds the splits train, test; import one of them: .*/rows/train"):
+    with pytest.raises(DatasetError, match=r"has the splits train, test; import one of them: .*/rows/train"):
         import_file(store, tmp_path / "rows")
 
 
 # -- export -----------------------------------------------------------------------------------------------------
 
 
-def test_chosen_positions_are_written_in_order_for_the_owner_only(store: Store, tmp_path: Path) -> None:
+def test_chosen_positions_are_written_in_order_and_keep_the_files_mode(store: Store, tmp_path: Path) -> None:
     done = import_file(store, jsonl(tmp_path / "a.jsonl", ROWS))
     target = tmp_path / "b.jsonl"
     target.write_text("old")
+    target.chmod(0o640)
     assert export_rows(store, done.version_id, [1, 0, 1], target) == 2
     assert read(target) == ROWS[:2]
-    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
     assert export_rows(store, done.version_id, [], target) == 0
     assert read(target) == []
     with pytest.raises(DatasetError, match="no usable row at position 9"):
@@ -623,7 +627,7 @@ def test_a_failed_export_leaves_the_old_file_and_no_other(store: Store, tmp_path
         export_rows(store, done.version_id, None, tmp_path / "nowhere" / "b.jsonl")
     with pytest.raises(DatasetError, match="is a folder"):
         export_rows(store, done.version_id, None, tmp_path / "out", format="json")
-    with pytest.raises(DatasetError, match=r"b\.xlsx is no format"):
+    with pytest.raises(DatasetError, match=r"b\.xlsx cannot be written"):
         export_rows(store, done.version_id, None, tmp_path / "b.xlsx")
 
 
@@ -636,7 +640,7 @@ def test_keys_can_be_added_to_rows(store: Store, tmp_path: Path) -> None:
         assert read(tmp_path / name) == wanted
 
 
-def test_another_shape_gets_what_it_can_hold(store: Store, tmp_path: Path) -> None:
+def test_another_row_format_gets_what_it_can_hold(store: Store, tmp_path: Path) -> None:
     row = {"instruction": "Sum up.", "context": "Long.", "response": "Short.", "category": "summarization", "id": 3}
     done = import_file(store, jsonl(tmp_path / "a.jsonl", [row]))
     expected: dict[str, dict[str, Any]] = {
@@ -659,17 +663,17 @@ def test_another_shape_gets_what_it_can_hold(store: Store, tmp_path: Path) -> No
             "id": 3,
         },
     }
-    for shape, wanted in expected.items():
-        export_rows(store, done.version_id, None, tmp_path / "b.jsonl", shape=shape)
+    for row_format, wanted in expected.items():
+        export_rows(store, done.version_id, None, tmp_path / "b.jsonl", row_format=row_format)
         assert read(tmp_path / "b.jsonl") == [wanted]
     chat_version = import_file(store, jsonl(tmp_path / "c.jsonl", [{"messages": CHAT}])).version_id
-    export_rows(store, chat_version, None, tmp_path / "b.out", shape="alpaca", format="json.gz")
+    export_rows(store, chat_version, None, tmp_path / "b.out", row_format="alpaca", format="json.gz")
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     assert json.loads(gzip.decompress((tmp_path / "b.out").read_bytes())) == [
         {"instruction": "2 + 2?", "input": "", "output": "4", "system": "Be brief.", "turns": turns}
     ]
-    with pytest.raises(DatasetError, match="cannot be written in the shape mapped"):
-        export_rows(store, done.version_id, None, tmp_path / "b.jsonl", shape="mapped")
+    with pytest.raises(DatasetError, match="cannot be written in the row format mapped"):
+        export_rows(store, done.version_id, None, tmp_path / "b.jsonl", row_format="mapped")
 
 
 def test_rows_of_mixed_types_still_fit_a_parquet_file(store: Store, tmp_path: Path) -> None:
@@ -691,16 +695,16 @@ GOOD = b'{"instruction": "a", "output": "b"}\n'
     ("name", "data", "says"),
     [
         ("a.jsonl", b"", "is empty"),
-        ("a.jsonl", b" \n\n ", "only blank space"),
-        ("a.json", b"[]", "holds no rows"),
-        ("a.txt", GOOD, "suffix does not say"),
+        ("a.jsonl", b" \n\n ", "only whitespace"),
+        ("a.json", b"[]", "contains no rows"),
+        ("a.txt", GOOD, "unknown suffix"),
         ("a.json", b"\x89PNG\r\n\x1a\n", "a PNG picture"),
-        ("a.jsonl", gzip.compress(GOOD, mtime=0), "holds gzip data; give it the suffix .gz"),
-        ("a.jsonl.gz", GOOD, "holds JSON lines; take .gz off"),
+        ("a.jsonl", gzip.compress(GOOD, mtime=0), "contains gzip data; give it the suffix .gz"),
+        ("a.jsonl.gz", GOOD, "contains JSON lines; remove .gz from"),
         ("a.jsonl.gz", gzip.compress(GOOD * 99, mtime=0)[:-9], "Truncated"),
         ("a.jsonl.zst", zstandard.compress(GOOD * 99)[:-5], "Truncated"),
         ("a.jsonl.gz", gzip.compress(b"PK\x03\x04", mtime=0), "a zip archive"),
-        ("a.parquet", GOOD, "called .parquet but holds JSON lines"),
+        ("a.parquet", GOOD, "has the suffix .parquet but contains JSON lines"),
         ("a.parquet", b"PAR1 and then nothing", "cannot be read"),
         ("a.json", b"PAR1abc", "a parquet file; give it the suffix .parquet"),
         ("a.json", b"<!doctype html>", "HTML"),
@@ -715,27 +719,27 @@ GOOD = b'{"instruction": "a", "output": "b"}\n'
         ),
         ("a.json", b'[{"instruction": "caf\xe9",\n "output": "b"}]', r"a.json:1: byte 0xe9 at offset 21 "),
         ("a.csv", b"instruction,output\na,caf\xe9\n", r"a.csv:2: byte 0xe9 at offset 24 "),
-        ("a.jsonl", b"instruction: a\n" + GOOD, r"a.jsonl:1: the first line is no JSON"),
-        ("a.jsonl", b'{\n "instruction": "a",\n "output": "b"\n}\n', "jq -c"),
-        ("a.json", b'{"data": [{"instruction": "a", "output": "b"}]}', "one object, with a list under 'data'"),
-        ("a.json", b'{\n"data": [\n{"instruction": "a", "output": "b"}]}', r"jq -c '\.KEY\[\]'"),
+        ("a.jsonl", b"instruction: a\n" + GOOD, r"a.jsonl:1: the first line is not valid JSON"),
+        ("a.jsonl", b'{\n "instruction": "a",\n "output": b"\n}\n', "over several lines that is not valid"),
+        ("a.json", b'{"data": [{"instruction": "a", "output": "b"}]}', "one object with a list under 'data'"),
+        ("a.json", b'{\n"data": [\n{"instruction": "a", "output": "b"}]}', "one object with a list under 'data'"),
         (
             "a.json",
             b'[{"instruction": "a", "output": "b"},\n{"instruction": "a" "output": "b"}]',
             r"a.json:2:21: broken JSON",
         ),
-        ("a.json", b'[{"instruction": "a", "output": "b"},\n  ]', r"a.json:2:3: broken JSON, a comma"),
+        ("a.json", b'[{"instruction": "a", "output": "b"},\n  ]', r"a.json:2:3: broken JSON, a trailing comma"),
         ("a.json", b'[{"instruction": "a", "output": "b"}', "found the end of the file"),
         ("a.json", b'[{"instruction": "a", "output": "b', "a.json:1:33: broken JSON"),
-        ("a.json", b'[{"instruction": "a", "output": "b"}]\n[]', "a.json:2:1: .*follows the end"),
+        ("a.json", b'[{"instruction": "a", "output": "b"}]\n[]', "a.json:2:1: .*after the end"),
         ("a.json", b"[" * 100_000, "nested too deeply"),
-        ("a.json", b"[1, 2, 3]", "the rows are no JSON objects"),
+        ("a.json", b"[1, 2, 3]", "the rows are not JSON objects"),
         ("a.json", b'[{"question": "a"}]', "found the keys 'question'; expected instruction.*--map"),
-        ("a.jsonl", b'{"instruction": "a", "output": null}\n', "none of its 1 rows can be used: 1 x no_answer"),
-        ("a.csv", b"instruction,instruction,output\na,b,c\n", "more than one column is called 'instruction'"),
+        ("a.jsonl", b'{"instruction": "a", "output": null}\n', "none of its 1 rows is usable: 1 x no_answer"),
+        ("a.csv", b"instruction,instruction,output\na,b,c\n", "more than one column is named 'instruction'"),
         ("a.csv", b'instruction,output\na,"b\n', "broken csv"),
-        ("a.csv", b"instruction;output\na;b\n", "found the keys 'instruction;output'"),
-        ("a.csv", b"instruction,output\n", "holds no rows"),
+        ("a.csv", b"instruction/output\na/b\n", "found the keys 'instruction/output'"),
+        ("a.csv", b"instruction,output\n", "contains no rows"),
     ],
 )
 def test_a_file_that_cannot_be_imported_says_why_and_leaves_no_database(
@@ -755,10 +759,10 @@ def test_what_is_no_file_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "lies").mkdir()
     (tmp_path / "lies" / "state.json").write_text('{"_data_files": [{"filename": "../a.arrow"}]}')
     for name, says in (
-        ("no.json", "there is no file"),
+        ("no.json", "file not found:"),
         ("pipe.jsonl", "no regular file|not a regular"),
         ("folder", "save_to_disk"),
-        ("lies", "not there"),
+        ("lies", "missing"),
     ):
         with pytest.raises(DatasetError, match=says):
             import_file(store, tmp_path / name)
@@ -779,22 +783,22 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted(store: Store, tmp_
     data = write(tmp_path / name, ROWS).read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
     done = import_file(store, tmp_path / name)
-    assert (done.rows, done.shape) == (3, "alpaca")
+    assert (done.rows, done.row_format) == (3, "alpaca")
     assert contents(store, done.version_id)[0][2] == ROWS[0]["instruction"]
 
 
-def test_a_broken_line_among_good_ones_is_set_aside(store: Store, tmp_path: Path) -> None:
+def test_a_broken_line_among_good_ones_is_skipped(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n{oops}\n" + b'{"a": ' * 2000 + b"\n" + GOOD + b'{"instruction": "cut')
     done = import_file(store, tmp_path / "a.jsonl")
     assert (done.rows, done.duplicates, done.reasons) == (2, 1, {"broken_json": 3})
-    assert set_aside(store, done.version_id) == [(1, 3, "broken_json"), (2, 4, "broken_json"), (4, 6, "broken_json")]
+    assert skipped(store, done.version_id) == [(1, 3, "broken_json"), (2, 4, "broken_json"), (4, 6, "broken_json")]
 
 
-def test_a_csv_line_with_other_cells_than_the_header_is_set_aside(store: Store, tmp_path: Path) -> None:
+def test_a_csv_line_with_other_cells_than_the_header_is_skipped(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('instruction,output\n"two\nlines",b\n\nc,d,e\nf\n')
     done = import_file(store, tmp_path / "a.csv")
     assert (done.rows, done.reasons) == (1, {"wrong_columns": 2})
-    assert [line for _, line, _ in set_aside(store, done.version_id)] == [5, 6]
+    assert [line for _, line, _ in skipped(store, done.version_id)] == [5, 6]
 
 
 def test_rows_longer_than_the_window_of_the_reader_are_whole(store: Store, tmp_path: Path) -> None:
@@ -821,7 +825,7 @@ def test_what_unpacks_without_end_is_stopped(store: Store, tmp_path: Path) -> No
 def test_a_format_that_is_written_can_be_read(store: Store, tmp_path: Path) -> None:
     done = import_file(store, jsonl(tmp_path / "a.jsonl", ROWS))
     for suffix in ("json", "jsonl", "csv", "parquet", "json.gz", "jsonl.zst", "csv.gz"):
-        assert exports.writable_format(tmp_path / f"b.{suffix}", None) == suffix
+        assert writable_format(tmp_path / f"b.{suffix}", None) == suffix
         export_rows(store, done.version_id, None, tmp_path / f"b.{suffix}")
         back = import_file(store, tmp_path / f"b.{suffix}")
         assert contents(store, back.version_id) == contents(store, done.version_id)
@@ -838,10 +842,10 @@ def test_a_file_is_read_without_a_database_as_an_import_would_take_it(store: Sto
     )
     read = read_examples(path)
     assert read.examples == [Example(row["instruction"], row["input"], row["output"]) for row in ROWS]
-    assert (read.rows, read.shape, read.sha256) == (7, "alpaca", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert (read.rows, read.row_format, read.sha256) == (7, "alpaca", hashlib.sha256(path.read_bytes()).hexdigest())
     imported = import_file(store, path)
-    assert (read.set_aside, len(read.examples)) == (imported.reasons, imported.rows)
-    assert sum(read.set_aside.values()) == 4
+    assert (read.skipped, len(read.examples)) == (imported.reasons, imported.rows)
+    assert sum(read.skipped.values()) == 4
     assert stored_examples(store, imported.version_id) == read.examples
 
 
@@ -849,8 +853,8 @@ def test_conversations_and_mapped_keys_are_read_too(tmp_path: Path) -> None:
     (read,) = read_examples(jsonl(tmp_path / "chat.jsonl", [{"messages": CHAT}])).examples
     assert (read.system, read.turns) == ("Be brief.", (Turn("user", "Hi"), Turn("assistant", "Hello.")))
     assert (read.instruction, read.output) == ("2 + 2?", "4")
-    path = jsonl(tmp_path / "qa.jsonl", [{"question": "2 + 2?", "answer": "4"}])
-    mapped = read_examples(path, mapping={"instruction": "question", "output": "answer"})
+    path = jsonl(tmp_path / "qa.jsonl", [{"ask": "2 + 2?", "told": "4"}])
+    mapped = read_examples(path, mapping={"instruction": "ask", "output": "told"})
     assert mapped.examples == [Example("2 + 2?", "", "4")]
     with pytest.raises(DatasetError, match=r"qa\.jsonl"):
         read_examples(path)
@@ -858,7 +862,7 @@ def test_conversations_and_mapped_keys_are_read_too(tmp_path: Path) -> None:
 
 def test_a_file_without_a_usable_row_is_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", [{"instruction": "x", "output": None}, {"instruction": None, "output": "y"}])
-    with pytest.raises(DatasetError, match=r"none of its 2 rows can be used: 1 x no_answer .*--shape"):
+    with pytest.raises(DatasetError, match=r"none of its 2 rows is usable: 1 x no_answer .*--row-format"):
         read_examples(path)
 
 

@@ -6,12 +6,11 @@ import re
 import subprocess
 import sys
 
+from alpasift.batcher.cli import COMMANDS
+from alpasift.batcher.store import relation_texts, sql_texts
+from alpasift.graders import backend_names
+from alpasift.graders.prompts.rubric import load_rubric, parse_rubric, rubric_names
 from conftest import ROOT, cli_environment
-
-from batcher.cli import COMMANDS
-from batcher.store import sql_texts
-from graders import backend_names
-from graders.rubric import load_rubric, parse_rubric, rubric_names
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -30,10 +29,11 @@ def test_every_command_view_and_query_is_in_the_reference() -> None:
     database = (ROOT / "docs" / "database.md").read_text("utf-8")
     for query in sql_texts("queries"):
         assert f"| `{query.name}` | {query.doc} |" in database
-    for text in sql_texts("views"):
-        for name in re.findall(r"create or replace view (\w+)", text.text):
-            row = next(line for line in database.splitlines() if line.startswith(f"| `{name}` |"))
-            assert len(row) > 40, f"the view {name} has no comment that says what one row is"
+    for found in relation_texts():
+        if found.kind == "view":
+            assert len(found.doc) > 20, f"{found.name} has no comment that says what one row is"
+            head = f"| `{found.name}` | {found.doc} |" if found.internal else f"\n### {found.name}\n\n{found.doc}\n"
+            assert head in database
 
 
 def test_the_readme_names_every_grader_and_rubric_and_no_file_that_is_not_there() -> None:
@@ -43,6 +43,15 @@ def test_the_readme_names_every_grader_and_rubric_and_no_file_that_is_not_there(
         assert f"`{name}`" in README
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_index_lists_every_page_and_no_page_links_to_a_file_that_is_not_there() -> None:
+    pages = {page.name: page.read_text("utf-8") for page in (ROOT / "docs").glob("*.md")}
+    listed = re.findall(r"^\| \[([\w.]+)\]\(\1\)", pages["index.md"], re.M)
+    assert sorted(listed) == sorted(pages.keys() - {"index.md"}), "docs/index.md lists every page once"
+    for name, text in pages.items():
+        for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (ROOT / "docs" / path).exists(), f"{name}: {path}"
 
 
 def test_the_rubric_of_the_manual_is_a_rubric() -> None:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import some_rows, write_rows
 
-from batcher import ledger
-from batcher.datasets import import_file
-from batcher.engine import Run, Summary
-from batcher.ledger import LedgerAlarm, NoBudget
-from batcher.questions import pending
-from batcher.store import Store, StoreBusy
-from batcher.tasks.grade import Grade
-from graders import (
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.engine.questions import pending
+from alpasift.batcher.engine.run import Run
+from alpasift.batcher.engine.summary import Summary
+from alpasift.batcher.money import charges, ledger, reservations
+from alpasift.batcher.money.ledger import LedgerAlarm, NoBudget
+from alpasift.batcher.store import Store, StoreBusy, lock
+from alpasift.batcher.tasks.grade import Grade
+from alpasift.graders import (
     Backend,
     BackendError,
     BackendUnavailable,
@@ -31,8 +31,9 @@ from graders import (
     Request,
     open_backend,
 )
-from graders.prices import per_million
-from graders.rubric import load_rubric
+from alpasift.graders.api.prices import per_million
+from alpasift.graders.prompts.rubric import load_rubric
+from conftest import some_rows, write_rows
 
 PAID = 'usd_per_million_input = "0.15"\nusd_per_million_output = "0.60"\n'
 
@@ -47,9 +48,6 @@ class Recording:
 
     def cannot(self, request: Request) -> str | None:
         return self.inner.cannot(request)
-
-    def refuses(self, rubric: str) -> str | None:
-        return self.inner.refuses(rubric)
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
         return self.inner.estimate(requests)
@@ -104,7 +102,7 @@ def column(store: Store, text: str) -> list[Any]:
 def test_every_row_gets_one_score_and_nothing_is_asked_twice(store: Store, tmp_path: Path) -> None:
     version = dataset(store, tmp_path)
     first = grade(store, version, Recording(open_backend("fake")))
-    assert (first.outcome, first.asked, first.scored, first.already) == ("done", 20, 20, 0)
+    assert (first.outcome, first.asked, first.usable, first.already) == ("done", 20, 20, 0)
     again = Recording(open_backend("fake"))
     second = grade(store, version, again)
     assert (second.asked, second.already, again.asked) == (0, 20, [])
@@ -159,7 +157,7 @@ def test_what_could_not_be_read_is_asked_once_more_and_then_given_up(store: Stor
     version = dataset(store, tmp_path, 5)
     backend = Recording(script(tmp_path, '[[reply]]\nmatch = "number 3 "\ntext = "good"\n'))
     summary = grade(store, version, backend)
-    assert (summary.asked, summary.replied, summary.scored) == (6, 6, 4)
+    assert (summary.asked, summary.replied, summary.usable) == (6, 6, 4)
     assert backend.asked.count(backend.asked[-1]) == 2
     assert (
         grade(store, version, Recording(script(tmp_path, '[[reply]]\nmatch = "number 3 "\ntext = "good"\n'))).asked == 0
@@ -177,13 +175,14 @@ def test_a_second_answer_that_can_be_read_counts(store: Store, tmp_path: Path) -
         version,
         script(tmp_path, '[[reply]]\nmatch = "number 1 "\ntext = "good"\ntimes = 1\n[[reply]]\ntext = "2"\n'),
     )
-    assert (summary.asked, summary.scored) == (4, 3)
+    assert (summary.asked, summary.usable) == (4, 3)
     assert column(store, "select count(*) from graded where score = 2") == [3]
 
 
 def test_a_too_long_row_is_set_aside_with_its_reason_and_not_asked_again(store: Store, tmp_path: Path) -> None:
     version = dataset(store, tmp_path, 3)
-    text = '[[reply]]\nmatch = "number 1 "\noutcome = "rejected_free"\nerror = "too_long: 9000 tokens, the context holds 4096"\n'
+    text = '[[reply]]\nmatch = "number 1 "\noutcome = "rejected_free"\n'
+    text += 'error = "too_long: 9000 tokens, the context holds 4096"\n'
     grade(store, version, script(tmp_path, text))
     assert store.locked_query("select reason, explanation from graded where score is null").rows == [
         ("too_long", "too_long: 9000 tokens, the context holds 4096")
@@ -194,7 +193,7 @@ def test_a_too_long_row_is_set_aside_with_its_reason_and_not_asked_again(store: 
 def test_a_limit_grades_a_part_and_the_next_run_the_rest(store: Store, tmp_path: Path) -> None:
     version = dataset(store, tmp_path)
     first = grade(store, version, open_backend("fake"), limit=8)
-    assert (first.asked, first.message) == (8, "12 rows are left; run again without --limit 8")
+    assert (first.asked, first.message) == (8, "12 rows are not graded yet; run again without --limit 8")
     assert grade(store, version, open_backend("fake")).asked == 12
 
 
@@ -207,17 +206,17 @@ def test_a_paid_grader_without_a_budget_is_refused(store: Store, tmp_path: Path)
 
 def test_the_money_spent_never_passes_the_cap(store: Store, tmp_path: Path) -> None:
     version = dataset(store, tmp_path)
-    questions, _ = pending(store, Grade(load_rubric("accuracy")), script(tmp_path, PAID), version)
+    questions = pending(store, Grade(load_rubric("accuracy")), script(tmp_path, PAID), version).questions
     estimate = script(tmp_path, PAID).estimate(questions)
     half = estimate.usd / 2
     stopped = grade(store, version, script(tmp_path, PAID), budget=half)
     assert stopped.outcome == "partial"
     assert "raise --budget" in (stopped.message or "")
-    assert 0 < stopped.scored < 20
+    assert 0 < stopped.usable < 20
     money = store.query("ledger")[0]
     assert money["spent_usd"] + money["reserved_usd"] + money["unresolved_usd"] <= half
     done = grade(store, version, script(tmp_path, PAID), budget=Decimal(1))
-    assert (done.outcome, done.scored + stopped.scored) == ("done", 20)
+    assert (done.outcome, done.usable + stopped.usable) == ("done", 20)
 
 
 def test_a_run_that_should_cost_more_than_is_free_sends_nothing_and_says_what_fits(
@@ -282,7 +281,7 @@ def test_hostile_usage_is_unresolved_and_its_score_is_kept(store: Store, tmp_pat
 def test_two_runs_at_once_are_refused_by_name(store: Store, tmp_path: Path) -> None:
     version = dataset(store, tmp_path, 2)
     with Run(store, Grade(load_rubric("accuracy")), open_backend("fake"), version):
-        with pytest.raises(ledger.AnotherRun, match=r"process .* is already grading"):
+        with pytest.raises(lock.AnotherRun, match=r"process .* is already working"):
             grade(store, version, open_backend("fake"))
 
 
@@ -356,7 +355,8 @@ def test_stored_replies_are_read_again_by_a_better_parser_and_nobody_is_asked(st
         con.execute("create temp table old as select * from readings")
         con.execute("delete from readings")
         con.execute(
-            "insert into readings select attempt_id, key, request_id, '0', null, null, 'unreadable', null, recorded_at from old"
+            "insert into readings (attempt_id, key, request_id, reader, reason, recorded_at) "
+            "select attempt_id, key, request_id, '0', 'unreadable', recorded_at from old"
         )
     again = Recording(open_backend("fake"))
     assert grade(store, version, again).asked == 0
@@ -385,14 +385,14 @@ def test_an_attempt_that_did_not_fit_comes_again_smaller_and_its_answers_are_abo
 ) -> None:
     version = dataset(store, tmp_path, 4)
     summary = grade(store, version, Shrinking(script(tmp_path, PAID)), budget=Decimal("0.015"))
-    assert (summary.outcome, summary.scored) == ("done", 4)
+    assert (summary.outcome, summary.usable) == ("done", 4)
     assert column(store, "select count(*) from graded_rows where score = 4") == [4]
 
 
 def test_more_replies_than_a_chunk_are_all_written_before_their_attempt_is_closed(store: Store, tmp_path: Path) -> None:
     version = dataset(store, tmp_path, 650)
     summary = grade(store, version, script(tmp_path, PAID + "lines_per_attempt = 650\n"), budget=Decimal(1))
-    assert (summary.scored, store.query("ledger")[0]["unresolved_usd"]) == (650, 0)
+    assert (summary.usable, store.query("ledger")[0]["unresolved_usd"]) == (650, 0)
 
 
 @pytest.mark.parametrize(
@@ -419,13 +419,14 @@ def test_no_text_of_a_reply_keeps_its_money_or_its_neighbours_from_being_booked(
 def test_rows_that_differ_only_in_what_the_rubric_does_not_show_are_questions_of_their_own(
     store: Store, tmp_path: Path
 ) -> None:
-    from graders.rubric import parse_rubric
+    from alpasift.graders.prompts.rubric import parse_rubric
 
-    text = 'name = "o"\nlow = 0\nhigh = 1\nstep = 1\nthreshold = 1\nsystem = "s"\nquestion = "q"\nrow = "{{mark}} {{instruction}} {{output}}"\n'
+    text = 'name = "o"\nlow = 0\nhigh = 1\nstep = 1\nthreshold = 1\nsystem = "s"\nquestion = "q"\n'
+    text += 'row = "{{mark}} {{instruction}} {{output}}"\n'
     rows = [{"instruction": "a", "input": str(i), "output": "b"} for i in range(300)]
     version = dataset(store, tmp_path, rows)
     with Run(store, Grade(parse_rubric(text, "o")), open_backend("fake"), version) as run:
-        assert run.go().scored == 300
+        assert run.go().usable == 300
     assert column(store, "select count(*) from graded where score is not null") == [300]
 
 
@@ -435,7 +436,7 @@ def test_a_run_whose_questions_stay_unanswered_is_not_done(store: Store, tmp_pat
     summary = grade(store, version, script(tmp_path, text))
     assert (summary.outcome, summary.message) == (
         "partial",
-        "1 rows got no answer (`alpasift scores` tells why); run again to ask about them",
+        "1 rows got no answer (`alpasift scores` shows why); run again to grade them",
     )
 
 
@@ -462,13 +463,19 @@ def test_a_score_that_was_read_stays_when_a_later_answer_cannot_be_read_and_both
     grade(store, version, script(tmp_path, PAID + '[[reply]]\ntext = "3"\ntimes = 1\n'), budget=Decimal(1))
     key = str(column(store, "select key from questions")[0])
     with store.transaction() as con:
-        attempt = ledger.reserve(
-            con, run_id=str(con.execute("select run_id from runs").fetchall()[0][0]), backend="x",
-            grader_id=str(con.execute("select grader_id from graders").fetchall()[0][0]), keys=[key], ceilings=[Decimal(1) / 10],
-            price=PRICE, facts={}, run_budget=None,
-        )  # fmt: skip
+        attempt = reservations.reserve(
+            con,
+            run_id=str(con.execute("select run_id from runs").fetchall()[0][0]),
+            backend="x",
+            grader_id=str(con.execute("select grader_id from graders").fetchall()[0][0]),
+            keys=[key],
+            ceilings=[Decimal(1) / 10],
+            price=PRICE,
+            facts={},
+            run_budget=None,
+        )
         late = Reply(attempt, key, "2", "answered", "perhaps", usage={"prompt_tokens": 1000, "completion_tokens": 0})
-        ledger.ingest(con, [late])
+        charges.ingest(con, [late])
     score, usd, replies = store.locked_query("select score, usd, replies from graded").rows[0]
     assert (score, replies) == (3, 2)
     assert usd == store.query("ledger")[0]["spent_usd"] > Decimal("0.00015")
@@ -506,7 +513,7 @@ def test_two_interrupts_in_a_row_still_end_a_run_cleanly(store: Store, tmp_path:
     arguments = ["--db", str(store.path), "grade", "--grader", f"fake:{tmp_path}/p.toml", "--budget", "1", "--yes"]
     for wait in (1.6, 1.9, 2.3):
         with subprocess.Popen(
-            [sys.executable, "-m", "batcher.cli", *arguments],
+            [sys.executable, "-m", "alpasift.batcher.cli", *arguments],
             cwd=tmp_path,
             env=cli_environment(),
             stderr=subprocess.PIPE,
@@ -536,14 +543,26 @@ def test_a_query_is_answered_while_a_run_is_writing(store: Store, tmp_path: Path
 
         for _ in range(6):
             done = subprocess.run(
-                [sys.executable, "-m", "batcher.cli", "--db", str(store.path), "sql", "select count(*) as n from graded", "--csv"],
-                capture_output=True, text=True, env=cli_environment(), cwd=tmp_path,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "alpasift.batcher.cli",
+                    "--db",
+                    str(store.path),
+                    "sql",
+                    "select count(*) as n from graded",
+                    "--csv",
+                ],
+                capture_output=True,
+                text=True,
+                env=cli_environment(),
+                cwd=tmp_path,
+            )
             seen.append(int(done.stdout.split()[1]))
 
     reader = threading.Thread(target=look)
     reader.start()
-    assert grade(store, version, script(tmp_path, "delay_seconds = 0.12\n")).scored == 40
+    assert grade(store, version, script(tmp_path, "delay_seconds = 0.12\n")).usable == 40
     reader.join()
     assert len(seen) == 6
     assert seen == sorted(seen)

@@ -1,4 +1,4 @@
-"""Exports of trained models: adapter, merged weights and GGUF, whole or not there, and as near to the training as they say.
+"""Exports of trained models: adapter, merged weights and GGUF, complete or absent, as near to the training as stated.
 
 Expected logits come from transformers and peft, called here by themselves; expected tokens from transformers and from
 SentencePiece.
@@ -24,20 +24,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Ran, cli_environment
+
+from conftest import Ran, cli_environment
 from tiny_models import changed, make_folder, make_gguf
 
 torch = pytest.importorskip("torch")
 for package in ("transformers", "peft", "bitsandbytes", "gguf", "llama_cpp", "sentencepiece", "tokenizers"):
     pytest.importorskip(package)
 
-from graders import BackendError, Example, Request, open_backend  # noqa: E402
-from graders import vllm as vllm_backend  # noqa: E402
-from train import gguf_files  # noqa: E402
-from train.artifacts import MANIFEST, NotWhole, TrainError, is_whole, read_manifest, whole_folder  # noqa: E402
-from train.data import alpaca_prompt, serving_template  # noqa: E402
-from train.export import Exported, compared_texts, export_model, find_trained  # noqa: E402
-from train.models import TOKENIZER_FILES, find_base, load_model, load_tokenizer  # noqa: E402
+from alpasift.graders import BackendError, Example, Request, open_backend  # noqa: E402
+from alpasift.graders.local import vllm_models  # noqa: E402
+from alpasift.train.artifacts import MANIFEST, IncompleteFolder, TrainError, atomic_folder, is_complete, read_manifest  # noqa: E402
+from alpasift.train.data import alpaca_prompt, serving_template  # noqa: E402
+from alpasift.train.export import gguf_tokenizer, gguf_writer, llama_cpp_check  # noqa: E402
+from alpasift.train.export.compare import compared_texts  # noqa: E402
+from alpasift.train.export.export import Exported, export_model  # noqa: E402
+from alpasift.train.export.trained import find_trained  # noqa: E402
+from alpasift.train.models import TOKENIZER_FILES, find_base, load_model, load_tokenizer  # noqa: E402
+from tokenizer_folders import SHAPE, lesson, model_folder, tokenizer_folders, with_words  # noqa: E402
 
 pytestmark = [pytest.mark.llama, pytest.mark.timeout(600)]
 
@@ -56,10 +60,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def facts_of(base: Path, kind: str, method: str, precision: str = "fp32") -> dict[str, Any]:
     return {
-        "kind": kind, "method": method, "base": str(base.resolve()), "base_sha256": find_base(base).sha256(),
-        "template": "alpaca", "chat_template": serving_template(load_tokenizer(base), "alpaca"), "precision": precision,
+        "kind": kind,
+        "method": method,
+        "base": str(base.resolve()),
+        "base_sha256": find_base(base).sha256(),
+        "template": "alpaca",
+        "chat_template": serving_template(load_tokenizer(base), "alpaca"),
+        "precision": precision,
         "nf4": {"double_quant": True, "compute": precision} if method == "qlora" else None,
-    }  # fmt: skip
+    }
 
 
 def make_run(base: Path, run: Path, method: str = "lora", precision: Any = "fp32", strength: float = 0.05) -> Path:
@@ -79,7 +88,7 @@ def make_run(base: Path, run: Path, method: str = "lora", precision: Any = "fp32
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(0, strength)
-    with whole_folder(
+    with atomic_folder(
         run / "model", facts_of(base, "model" if method == "full" else "adapter", method, precision)
     ) as draft:
         model.save_pretrained(draft)
@@ -117,7 +126,7 @@ def logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
 
 
 def differences(expected: Sequence[Any], found: Sequence[Any]) -> tuple[float, float, float]:
-    """Greatest, mean, and KL divergence in nats a token, by torch."""
+    """Greatest, mean, and KL divergence in nats per token, by torch."""
     one, other = torch.cat(list(expected)), torch.cat(list(found))
     apart = (one - other).abs()
     kl = torch.nn.functional.kl_div(other.log_softmax(-1), one.log_softmax(-1), log_target=True, reduction="batchmean")
@@ -161,7 +170,7 @@ def test_merged_weights_are_as_far_from_the_training_as_is_stated(
         assert mean < 1e-5
         assert kl < 1e-9
     else:
-        assert mean > 1e-3  # rounding the sum to bf16 is no small thing for this model, and it is told
+        assert mean > 1e-3  # rounding the sum to bf16 is no small thing for this model, and it is stated
 
 
 def test_the_dequantised_merge_is_what_was_trained_and_requantising_is_not(
@@ -182,7 +191,7 @@ def test_the_dequantised_merge_is_what_was_trained_and_requantising_is_not(
     find_base(dequantised.path)
 
 
-def test_merging_4_bit_training_into_the_original_base_is_another_model_and_told(
+def test_merging_4_bit_training_into_the_original_base_is_another_model_by_the_stated_difference(
     base: Path, runs: dict[str, Path], tmp_path: Path, dequantised: Exported
 ) -> None:
     done = export_model(runs["qlora"], tmp_path / "out", "merged")
@@ -223,7 +232,7 @@ def test_an_adapter_is_a_copy_that_vllm_can_serve(base: Path, runs: dict[str, Pa
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (done.path / name).read_bytes() == (runs["qlora"] / "model" / name).read_bytes()
     assert json.loads((done.path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
-    looked = vllm_backend.look_at_adapter(done.path, vllm_backend.look_at(base))
+    looked = vllm_models.look_at_adapter(done.path, vllm_models.look_at(base))
     assert (done.facts["rank"], done.facts["max_lora_rank"]) == (4, looked.room)
     assert looked.template == done.facts["chat_template"] == read_manifest(runs["qlora"] / "model")["chat_template"]
     again = export_model(done.path, tmp_path / "merged", "merged", merge_into="dequantised")
@@ -235,48 +244,38 @@ def test_an_adapter_that_vllm_cannot_serve_is_refused(
     change: dict[str, Any], runs: dict[str, Path], tmp_path: Path
 ) -> None:
     run = resealed(runs["lora"], tmp_path, lambda folder: changed(folder / "adapter_config.json", **change))
-    with pytest.raises(TrainError, match=r"vLLM serves no adapter with .*--form merged"):
+    with pytest.raises(TrainError, match=r"vLLM supports no adapter with .*--form merged"):
         export_model(run, tmp_path / "out", "adapter")
 
 
 # -- GGUF: the same numbers -------------------------------------------------------------------------------------------
 
 
-def model_folder(folder: Path, config: Any, words: Path, gain: float = 1.5) -> Path:
-    """A model of random weights of a configuration, with the tokenizer of another folder."""
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 or name.endswith("bias"):
-            parameter.data.normal_(0, gain / np.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 1.0)
-    model.save_pretrained(folder)
-    for name in TOKENIZER_FILES:
-        if (words / name).is_file():
-            shutil.copyfile(words / name, folder / name)
-    return folder
-
-
-SHAPE: dict[str, Any] = {
-    "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 512,
-}  # fmt: skip
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
-}  # fmt: skip
+}
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
-    "llama, grouped heads, biases": ("LlamaConfig", {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}),
+    "llama, grouped heads, biases": (
+        "LlamaConfig",
+        {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
+    ),
     "llama 3.1": ("LlamaConfig", {"num_key_value_heads": 2, "rope_parameters": LLAMA3}),
-    "llama, stretched": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}}),
+    "llama, stretched": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}},
+    ),
     "llama, tied": ("LlamaConfig", {"tie_word_embeddings": True}),
     "mistral, wide heads": ("MistralConfig", {"num_key_value_heads": 2, "head_dim": 32, "sliding_window": None}),
     "qwen2, tied": ("Qwen2Config", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
     "qwen2, yarn": ("Qwen2Config", {"num_key_value_heads": 2, "rope_parameters": YARN}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -289,12 +288,12 @@ def test_llama_cpp_computes_what_transformers_does(kind: str, words: dict[str, P
     config = getattr(transformers, name)(**SHAPE, vocab_size=len(tokenizer) + 7, **extra)
     folder = model_folder(tmp_path / "model", config, own)
     path = tmp_path / "model.gguf"
-    gguf_files.write_gguf(folder, path, "f32", chat_template=None, name="tiny", facts={})
+    gguf_writer.write_gguf(folder, path, "f32", chat_template=None, name="tiny", facts={})
     text = "In 2024 it wasn't there, and then another day came by the river; nobody knew why. " * 4
     row = load_tokenizer(folder)(text)["input_ids"]
     assert len(row) > 80
     (expected,) = logits(load_model(folder, precision="fp32", device="cpu"), [row])
-    (found,) = gguf_files.gguf_logits(path, [row])
+    (found,) = llama_cpp_check.gguf_logits(path, [row])
     assert float(expected.std()) > 0.5
     assert np.abs(found - expected.numpy()).max() < 1e-4
 
@@ -306,14 +305,14 @@ def test_a_sliding_window_bounds_the_context(words: dict[str, Path], tmp_path: P
     own = words["gpt-2"]
     config = MistralConfig(**SHAPE, num_key_value_heads=2, vocab_size=len(load_tokenizer(own)), sliding_window=128)
     folder = model_folder(tmp_path / "model", config, own)
-    remarks = gguf_files.write_gguf(folder, tmp_path / "m.gguf", "f32", chat_template=None, name="m", facts={})
+    remarks = gguf_writer.write_gguf(folder, tmp_path / "m.gguf", "f32", chat_template=None, name="m", facts={})
     assert GGUFReader(tmp_path / "m.gguf").fields["llama.context_length"].contents() == 128
     assert "128 tokens" in remarks[0]
 
 
 def test_rows_are_paired_as_the_reader_of_the_tests_takes_them_apart() -> None:
     data = np.arange(4 * 6 * 3).reshape(24, 3)
-    pairs = gguf_files.paired(data, 4)
+    pairs = gguf_writer.paired(data, 4)
     back = pairs.reshape(4, 3, 2, 3).swapaxes(1, 2).reshape(24, 3)
     assert (back == data).all()
     assert pairs[:2].tolist() == [data[0].tolist(), data[3].tolist()]  # of a head of 6, row 0 is rotated against row 3
@@ -323,7 +322,7 @@ def test_rows_are_paired_as_the_reader_of_the_tests_takes_them_apart() -> None:
     ("quantisation", "kept", "bound"),
     [("f16", {"F16"}, 1e-5), ("bf16", {"BF16"}, 1e-3), ("q8_0", {"Q8_0"}, 1e-2), ("q4_k_m", {"Q4_K", "Q6_K"}, 1.0)],
 )
-def test_a_gguf_file_is_as_asked_and_its_distance_is_told(
+def test_a_gguf_file_is_as_requested_and_its_difference_is_stated(
     quantisation: Any, kept: set[str], bound: float, wide: Path, tmp_path: Path
 ) -> None:
     done = export_model(wide, tmp_path / "out.gguf", "gguf", quantisation=quantisation)
@@ -335,7 +334,7 @@ def test_a_gguf_file_is_as_asked_and_its_distance_is_told(
     assert 0 < facts["difference"]["mean_kl"] < bound
     rows = compared_texts(load_tokenizer(wide / "model"))
     expected = logits(load_model(wide / "model", precision="fp32", device="cpu"), rows)
-    found = [torch.tensor(row) for row in gguf_files.gguf_logits(done.path, rows)]
+    found = [torch.tensor(row) for row in llama_cpp_check.gguf_logits(done.path, rows)]
     assert stated(facts["difference"]) == pytest.approx(differences(expected, found), rel=1e-3, abs=1e-6)
     assert left(tmp_path) == []
 
@@ -350,16 +349,16 @@ def wide(base: Path, words: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     own = words["gpt-2"]
     config = LlamaConfig(**shape, vocab_size=len(load_tokenizer(own)))
     found = model_folder(folder / "base", config, own, gain=1.0)
-    with whole_folder(folder / "run" / "model", {**facts_of(found, "model", "full"), "chat_template": ""}) as draft:
+    with atomic_folder(folder / "run" / "model", {**facts_of(found, "model", "full"), "chat_template": ""}) as draft:
         shutil.copytree(found, draft, dirs_exist_ok=True)
     return folder / "run"
 
 
-def test_what_llama_cpp_quantised_otherwise_is_told(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_what_llama_cpp_quantised_otherwise_is_remarked(runs: dict[str, Path], tmp_path: Path) -> None:
     facts = export_model(runs["lora"], tmp_path / "out.gguf", "gguf", quantisation="q4_k_m").facts
     assert set(facts["tensors"]) == {"Q5_0", "Q8_0", "F32"}
     (remark,) = facts["remarks"]
-    assert re.search(r"kept \d+ as Q5_0, \d+ as Q8_0 .* no multiple of 256", remark)
+    assert re.search(r"kept \d+ as Q5_0, \d+ as Q8_0 .* not a multiple of 256", remark)
     assert facts["merged_difference"]["mean_abs"] < 1e-5 < facts["difference"]["mean_abs"]
 
 
@@ -367,98 +366,8 @@ def test_what_llama_cpp_quantised_otherwise_is_told(runs: dict[str, Path], tmp_p
 
 
 @pytest.fixture(scope="session")
-def words(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with tokenizers, one of each way to cut text."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    folder = tmp_path_factory.mktemp("words")
-    rules = {name: rule for (rule, _), name in gguf_files.PRE_TOKENIZERS.items()}
-    made = {}
-    for name in ("gpt-2", "smollm", "qwen2", "llama-bpe", "smaug-bpe"):
-        tokenizer = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
-        first: list[Any] = []
-        if name == "smollm":
-            first = [pre_tokenizers.Digits(individual_digits=True)]
-        elif name != "gpt-2":
-            first = [pre_tokenizers.Split(Regex(rules[name]), "isolated")]
-        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=name in ("gpt-2", "smollm"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, level]) if first else level
-        tokenizer.decoder = decoders.ByteLevel()
-        if name == "qwen2":
-            tokenizer.normalizer = normalizers.NFC()
-        specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=1200, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-        )
-        tokenizer.train_from_iterator(lesson().splitlines(), trainer)
-        tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
-        made[name] = folder / name
-        made[name].mkdir()
-        tokenizer.save(str(made[name] / "tokenizer.json"))
-        (made[name] / "tokenizer_config.json").write_text(json.dumps({
-            "tokenizer_class": "Qwen2Tokenizer" if name == "qwen2" else "PreTrainedTokenizerFast",
-            "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-        }))  # fmt: skip
-    for name in ("spm", "spm without tokenizer.model"):
-        made[name] = sentencepiece_folder(folder / name.replace(" ", "_"), "without" not in name)
-    return made
-
-
-def lesson() -> str:
-    sys.path.insert(0, str(ROOT))
-    try:
-        from examples.tiny_gguf import lesson
-    finally:
-        sys.path.remove(str(ROOT))
-    return str(lesson()) + "\n".join(gguf_files.PROBES) * 3
-
-
-def sentencepiece_folder(folder: Path, with_model: bool) -> Path:
-    """A tokenizer as Llama 2's: SentencePiece learns it; its merges are all ways to make a piece, best score first."""
-    import sentencepiece
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-
-    folder.mkdir()
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lesson().splitlines()), model_writer=written, vocab_size=900, model_type="bpe",
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
-        allow_whitespace_only_pieces=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, character_coverage=0.99,
-    )  # fmt: skip
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
-    vocab = {pieces.id_to_piece(i): i for i in range(len(pieces))}
-    merges = [
-        (piece[:cut], piece[cut:])
-        for piece, i in sorted(vocab.items(), key=lambda item: -pieces.get_score(item[1]))
-        if not (pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_byte(i))
-        for cut in range(1, len(piece))
-        if piece[:cut] in vocab and piece[cut:] in vocab
-    ]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in ("<unk>", "<s>", "</s>")]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    if with_model:
-        (folder / "tokenizer.model").write_bytes(written.getvalue())
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
-        "add_bos_token": True,
-    }))  # fmt: skip
-    return folder
-
-
-def with_words(words: Path, folder: Path) -> Path:
-    """A small model with that tokenizer."""
-    from transformers import LlamaConfig
-
-    return model_folder(
-        folder, LlamaConfig(**{**SHAPE, "num_hidden_layers": 1}, vocab_size=len(load_tokenizer(words)) + 3), words
-    )
+def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return tokenizer_folders(tmp_path_factory.mktemp("words"))
 
 
 @pytest.mark.parametrize(
@@ -467,7 +376,7 @@ def with_words(words: Path, folder: Path) -> Path:
 def test_llama_cpp_cuts_text_as_transformers_does(name: str, words: dict[str, Path], tmp_path: Path) -> None:
     folder = with_words(words[name], tmp_path / "model")
     path = tmp_path / "m.gguf"
-    gguf_files.write_gguf(folder, path, "f16", chat_template=None, name="m", facts={})
+    gguf_writer.write_gguf(folder, path, "f16", chat_template=None, name="m", facts={})
     tokenizer, dice = load_tokenizer(folder), random.Random(0)
     odd = ("'LL", "'S", "I'm", "12345", "3.14", "…", "\u00a0", "🙂", "ﬁ", "日本", "\t\t", "\r\n", "x_y")
     parts = [*lesson().split(" "), *odd]
@@ -475,7 +384,7 @@ def test_llama_cpp_cuts_text_as_transformers_does(name: str, words: dict[str, Pa
         "".join(dice.choice(parts) + dice.choice(["", " ", " ", "  ", "   ", "\n", " \n", "\n\n"]) for _ in range(12))
         for _ in range(300)
     ]
-    count, remarks = gguf_files.check_tokens(path, tokenizer, [*gguf_files.PROBES, *texts, "", "a"])
+    count, remarks = llama_cpp_check.check_tokens(path, tokenizer, [*llama_cpp_check.PROBES, *texts, "", "a"])
     assert count > 10_000
     assert bool(remarks) == name.startswith("spm")
     from gguf import GGUFReader
@@ -484,17 +393,17 @@ def test_llama_cpp_cuts_text_as_transformers_does(name: str, words: dict[str, Pa
     assert fields["tokenizer.ggml.pre"].contents() == ("default" if name.startswith("spm") else name)
     assert fields["tokenizer.ggml.add_bos_token"].contents() == name.startswith("spm")
     kinds = fields["tokenizer.ggml.token_type"].contents()
-    assert kinds[-3:] == [gguf_files.UNUSED] * 3
+    assert kinds[-3:] == [gguf_tokenizer.UNUSED] * 3
     if not name.startswith("spm"):
-        assert kinds[:3] == [gguf_files.CONTROL] * 3
-        assert kinds[len(tokenizer) - 1] == gguf_files.USER_DEFINED
+        assert kinds[:3] == [gguf_tokenizer.CONTROL] * 3
+        assert kinds[len(tokenizer) - 1] == gguf_tokenizer.USER_DEFINED
 
 
 def test_another_tokenizer_than_the_models_own_is_caught(words: dict[str, Path], tmp_path: Path) -> None:
     folder = with_words(words["llama-bpe"], tmp_path / "model")
-    gguf_files.write_gguf(folder, tmp_path / "m.gguf", "f16", chat_template=None, name="m", facts={})
+    gguf_writer.write_gguf(folder, tmp_path / "m.gguf", "f16", chat_template=None, name="m", facts={})
     with pytest.raises(TrainError, match="into other tokens than the model's own tokenizer does"):
-        gguf_files.check_tokens(tmp_path / "m.gguf", load_tokenizer(words["qwen2"]), gguf_files.PROBES)
+        llama_cpp_check.check_tokens(tmp_path / "m.gguf", load_tokenizer(words["qwen2"]), llama_cpp_check.PROBES)
 
 
 def test_a_sentencepiece_model_is_read_as_sentencepiece_reads_it(words: dict[str, Path], tmp_path: Path) -> None:
@@ -503,47 +412,56 @@ def test_a_sentencepiece_model_is_read_as_sentencepiece_reads_it(words: dict[str
     file = words["spm"] / "tokenizer.model"
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
     expected = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(len(pieces))]
-    assert gguf_files.read_sentencepiece(file) == expected
+    assert gguf_tokenizer.read_sentencepiece(file) == expected
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lesson().splitlines()), model_writer=written, vocab_size=400, minloglevel=2
     )
     (tmp_path / "unigram.model").write_bytes(written.getvalue())
-    with pytest.raises(TrainError, match="no BPE model"):
-        gguf_files.read_sentencepiece(tmp_path / "unigram.model")
+    with pytest.raises(TrainError, match="not a BPE model"):
+        gguf_tokenizer.read_sentencepiece(tmp_path / "unigram.model")
     (tmp_path / "broken.model").write_bytes(file.read_bytes()[:-3] + b"\xff\xff\xff")
-    with pytest.raises(TrainError, match="no SentencePiece model"):
-        gguf_files.read_sentencepiece(tmp_path / "broken.model")
+    with pytest.raises(TrainError, match="not a SentencePiece model"):
+        gguf_tokenizer.read_sentencepiece(tmp_path / "broken.model")
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
-        (lambda spec: spec["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\w+|\W"), "none that AlpaSift knows"),
-        (lambda spec: spec["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "none that AlpaSift knows"),
-        (lambda spec: spec["model"].update(ignore_merges=True), "none that AlpaSift knows"),
+        (
+            lambda spec: spec["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\w+|\W"),
+            "unknown to AlpaSift's GGUF export",
+        ),
+        (
+            lambda spec: spec["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+            "unknown to AlpaSift's GGUF export",
+        ),
+        (lambda spec: spec["model"].update(ignore_merges=True), "unknown to AlpaSift's GGUF export"),
         (lambda spec: spec.update(normalizer={"type": "Lowercase"}), r"rewrites text \(Lowercase\)"),
     ],
-)  # fmt: skip
+)
 def test_a_tokenizer_that_is_not_known_is_refused_before_anything_is_written(
-    change: Callable[[dict[str, Any]], None], says: str, words: dict[str, Path], tmp_path: Path
+    change: Callable[[dict[str, Any]], None], message: str, words: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = with_words(words["qwen2"], tmp_path / "model")
     changed(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     spec = json.loads((folder / "tokenizer.json").read_text())
     change(spec)
     (folder / "tokenizer.json").write_text(json.dumps(spec))
-    with whole_folder(tmp_path / "run" / "model", facts_of(folder, "model", "full")) as draft:
+    with atomic_folder(tmp_path / "run" / "model", facts_of(folder, "model", "full")) as draft:
         shutil.copytree(folder, draft, dirs_exist_ok=True)
-    with pytest.raises(TrainError, match=says):
+    with pytest.raises(TrainError, match=message):
         export_model(tmp_path / "run", tmp_path / "out.gguf", "gguf")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run"]
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
-        ({"architectures": ["GemmaForCausalLM"]}, "is a GemmaForCausalLM; GGUF files are written of LlamaForCausalLM"),
+        (
+            {"architectures": ["GemmaForCausalLM"]},
+            "is a GemmaForCausalLM; GGUF export supports LlamaForCausalLM",
+        ),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "rotary embeddings of kind dynamic",
@@ -552,23 +470,23 @@ def test_a_tokenizer_that_is_not_known_is_refused_before_anything_is_written(
     ],
 )
 def test_an_architecture_without_a_sure_form_is_refused(
-    change: dict[str, Any], says: str, words: dict[str, Path], tmp_path: Path
+    change: dict[str, Any], message: str, words: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = with_words(words["gpt-2"], tmp_path / "model")
     changed(folder / "config.json", **change)
-    with pytest.raises(TrainError, match=says):
-        gguf_files.write_gguf(folder, tmp_path / "m.gguf", "f32", chat_template=None, name="m", facts={})
+    with pytest.raises(TrainError, match=message):
+        gguf_writer.write_gguf(folder, tmp_path / "m.gguf", "f32", chat_template=None, name="m", facts={})
 
 
-def test_values_beyond_float16_are_told(words: dict[str, Path], tmp_path: Path) -> None:
+def test_values_beyond_float16_are_refused(words: dict[str, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = with_words(words["gpt-2"], tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e6
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(TrainError, match=r"up_proj\.weight holds values that float16 cannot"):
-        gguf_files.write_gguf(folder, tmp_path / "m.gguf", "f16", chat_template=None, name="m", facts={})
+    with pytest.raises(TrainError, match=r"up_proj\.weight has values outside the range of float16"):
+        gguf_writer.write_gguf(folder, tmp_path / "m.gguf", "f16", chat_template=None, name="m", facts={})
 
 
 # -- it answers -------------------------------------------------------------------------------------------------------
@@ -621,11 +539,11 @@ def test_the_gguf_file_answers_under_the_prompt_of_the_training(
         assert backend.remarks == ()
         assert backend.fingerprint["template"] == hashlib.sha256(done.facts["chat_template"].encode()).hexdigest()
         requests = [
-            Request(f"key{n}", (("user", text),), Example(text, "", ""), "accuracy", choices=None, max_tokens=20)
+            Request(f"key{n}", (("user", text),), Example(text, "", ""), choices=None, max_tokens=20)
             for n, text in enumerate(ASKED)
         ]
         for request in requests:
-            assert backend._model.prompt(request).tokens.tolist() == prompt_ids(merged, request.messages[0][1])  # type: ignore[attr-defined]
+            assert backend.model.prompt(request).tokens.tolist() == prompt_ids(merged, request.messages[0][1])  # type: ignore[attr-defined]
         replies = {reply.key: reply for chunk in backend.answer(requests, Grants()) for reply in chunk}
     finally:
         backend.close()
@@ -638,14 +556,14 @@ def test_the_gguf_file_answers_under_the_prompt_of_the_training(
 
 
 @pytest.mark.parametrize("name", ["spm", "llama-bpe", "qwen2"])
-def test_a_gguf_file_is_asked_with_the_tokens_of_the_training(
+def test_a_gguf_file_is_prompted_with_the_tokens_of_the_training(
     name: str, words: dict[str, Path], tmp_path: Path
 ) -> None:
-    from train.data import tokenize
+    from alpasift.train.data import tokenize
 
     folder = with_words(words[name], tmp_path / "base")
     tokenizer = load_tokenizer(folder)
-    with whole_folder(tmp_path / "run" / "model", facts_of(folder, "model", "full")) as draft:
+    with atomic_folder(tmp_path / "run" / "model", facts_of(folder, "model", "full")) as draft:
         shutil.copytree(folder, draft, dirs_exist_ok=True)
     done = export_model(tmp_path / "run", tmp_path / "out.gguf", "gguf", quantisation="bf16")
     texts = ("Name a river.", "Add 12 and 345.\n  Then stop </s> <|im_end|>!", "日本 is where?")
@@ -653,10 +571,8 @@ def test_a_gguf_file_is_asked_with_the_tokens_of_the_training(
     backend = open_backend(f"llama_cpp:{done.path}")
     try:
         for n, text in enumerate(texts):
-            request = Request(
-                f"key{n}", (("user", text),), Example(text, "", ""), "accuracy", choices=None, max_tokens=8
-            )
-            found = backend._model.prompt(request).tokens.tolist()  # type: ignore[attr-defined]
+            request = Request(f"key{n}", (("user", text),), Example(text, "", ""), choices=None, max_tokens=8)
+            found = backend.model.prompt(request).tokens.tolist()  # type: ignore[attr-defined]
             assert found == list(trained.ids[n][: trained.prompt_tokens[n]])
             assert (found[0] == tokenizer.bos_token_id) == (name == "spm")
     finally:
@@ -665,14 +581,23 @@ def test_a_gguf_file_is_asked_with_the_tokens_of_the_training(
 
 @pytest.mark.slow
 def test_what_the_trainer_leaves_is_exported(base: Path, tmp_path: Path) -> None:
-    from train.recipes import settle
-    from train.sft import prepare, train
+    from alpasift.train.prepare import prepare
+    from alpasift.train.recipes import settle
+    from alpasift.train.sft import train
 
     for method in ("qlora", "full"):
         settings = settle(
-            "alpagasus-7b", method, 8, batch=4, steps=2, max_length=256, pack_length=256, precision="fp32", adapter_precision="fp32",
+            "alpagasus-7b",
+            method,
+            8,
+            batch=4,
+            steps=2,
+            max_length=256,
+            pack_length=256,
+            precision="fp32",
+            adapter_precision="fp32",
             checkpointing=False,
-        )  # fmt: skip
+        )
         examples = [Example(f"Say {n}.", "", f"{n}, and once more {n}.") for n in range(8)]
         train(prepare(examples, base, settings), tmp_path / method)
         out = tmp_path / f"{method}.gguf"
@@ -695,12 +620,12 @@ def test_merged_weights_and_adapter_answer_through_vllm(
     (tmp_path / "base").symlink_to(base)
     (tmp_path / "merged").symlink_to(merged)
     adapter = export_model(runs["lora"], tmp_path / "adapter", "adapter")
-    told = lived(tmp_path, "exported")["exported"]
+    results = lived(tmp_path, "exported")["exported"]
     template = hashlib.sha256(adapter.facts["chat_template"].encode()).hexdigest()
     for name in ("merged", "adapter"):
-        assert told[name]["template"] == template
+        assert results[name]["template"] == template
         for n, text in enumerate(ASKED):
-            reply, ids = told[name]["replies"][f"key{n}"], prompt_ids(merged, text)
+            reply, ids = results[name]["replies"][f"key{n}"], prompt_ids(merged, text)
             assert (reply["outcome"], reply["usage"]["prompt_tokens"]) == ("answered", len(ids))
             # a character that is not whole at the end is held back by vLLM
             assert reply["text"].rstrip("\ufffd") == greedy(merged, ids, 20).rstrip("\ufffd")
@@ -713,7 +638,7 @@ def resealed(run: Path, folder: Path, change: Callable[[Path], object], **facts:
     """A copy of a run, changed and sealed again as a whole one."""
     copy = folder / f"{run.name}-changed"
     known = {**read_manifest(run / "model"), **facts}
-    with whole_folder(copy / "model", {key: value for key, value in known.items() if value is not ...}) as draft:
+    with atomic_folder(copy / "model", {key: value for key, value in known.items() if value is not ...}) as draft:
         for file in (run / "model").iterdir():
             if file.name != MANIFEST:
                 shutil.copyfile(file, draft / file.name)
@@ -733,26 +658,39 @@ def without_end(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "facts", "says"),
+    ("change", "facts", "message"),
     [
-        (as_pickle, {}, "its weights are in adapter_model.bin, a pickle, which can run code when it is read"),
-        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"\x80\x04pickle after all"), {}, "is not a safetensors file"),
+        (as_pickle, {}, "its weights are in adapter_model.bin, a pickle, which can run code when loaded"),
+        (
+            lambda f: (f / "adapter_model.safetensors").write_bytes(b"\x80\x04pickle after all"),
+            {},
+            "is not a safetensors file",
+        ),
         (lambda f: (f / "adapter_model.safetensors").unlink(), {}, "it has no weights"),
         (without_end, {}, "has no end-of-text token"),
-        (lambda f: changed(f / "adapter_config.json", peft_type="LOHA"), {}, "an adapter of kind LOHA"),
-        (nothing, {"base": "/none/such"}, "was trained on /none/such, which is not there; name where it lies now with --base"),
+        (lambda f: changed(f / "adapter_config.json", peft_type="LOHA"), {}, "an adapter of type LOHA"),
+        (
+            nothing,
+            {"base": "/none/such"},
+            "was trained on /none/such, which no longer exists; give its new path with --base",
+        ),
         (nothing, {"base_sha256": "0" * 64}, "is an adapter of another base: it was trained on weights 000000000000 "),
-        (nothing, {"kind": "gift"}, "does not say kind"),
-        (nothing, {"chat_template": ...}, "does not say chat_template"),
+        (nothing, {"kind": "gift"}, "has no kind"),
+        (nothing, {"chat_template": ...}, "has no chat_template"),
         (nothing, {"precision": "fp8"}, "a precision of 'fp8'"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("form", ["adapter", "merged", "gguf"])
 def test_a_run_that_cannot_be_exported_is_one_line(
-    form: Any, change: Callable[[Path], object], facts: dict[str, Any], says: str, runs: dict[str, Path], tmp_path: Path
+    form: Any,
+    change: Callable[[Path], object],
+    facts: dict[str, Any],
+    message: str,
+    runs: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     run = resealed(runs["lora"], tmp_path, change, **facts)
-    with pytest.raises(TrainError, match=re.escape(says)) as caught:
+    with pytest.raises(TrainError, match=re.escape(message)) as caught:
         export_model(run, tmp_path / "out.gguf" if form == "gguf" else tmp_path / "out", form)
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["lora-changed"]
@@ -789,27 +727,27 @@ def test_what_was_never_finished_or_was_touched_is_refused(runs: dict[str, Path]
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(NotWhole, match="its sha256 differs"):
+    with pytest.raises(IncompleteFolder, match="its sha256 differs"):
         find_trained(run)
     (run / "model" / MANIFEST).unlink()
-    with pytest.raises(NotWhole, match="was never finished"):
+    with pytest.raises(IncompleteFolder, match="was never finished"):
         find_trained(run)
     shutil.rmtree(run / "model")
     (run / "run.json").write_text("{}")
-    with pytest.raises(TrainError, match="has not finished; the same `alpasift train` goes on"):
+    with pytest.raises(TrainError, match="has not finished; the same `alpasift train` command resumes it"):
         find_trained(run)
 
 
 def test_an_export_that_makes_no_sense_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
-    for run, form, more, says in (
-        ("full", "adapter", {}, "holds all weights and no adapter"),
-        ("full", "merged", {"merge_into": "dequantised"}, "holds all weights and no adapter"),
+    for run, form, more, message in (
+        ("full", "adapter", {}, "has full weights and no adapter"),
+        ("full", "merged", {"merge_into": "dequantised"}, "has full weights and no adapter"),
         ("full", "merged", {"base": tmp_path}, "needs no base"),
         ("lora", "merged", {"merge_into": "dequantised"}, "there is no dequantised base"),
         ("lora", "gguf", {}, "a name that ends in .gguf"),
-        ("lora", "onnx", {}, "form is 'onnx'; there are adapter, merged, gguf"),
+        ("lora", "onnx", {}, "form is 'onnx'; choose from adapter, merged, gguf"),
     ):
-        with pytest.raises(TrainError, match=re.escape(says)):
+        with pytest.raises(TrainError, match=re.escape(message)):
             export_model(runs[run], tmp_path / "out", form, **more)  # type: ignore[arg-type]
     with pytest.raises(TrainError, match="--form merged writes a folder"):
         export_model(runs["lora"], tmp_path / "out.gguf", "merged")
@@ -822,17 +760,19 @@ def test_only_an_older_export_is_replaced(base: Path, runs: dict[str, Path], tmp
     (mine / "thesis.txt").write_text("years of work")
     for out in (mine, base, runs["lora"] / "model"):
         before = sorted(p.name for p in out.iterdir())
-        with pytest.raises(TrainError, match="is no export of AlpaSift"):
+        with pytest.raises(TrainError, match=r"is not an? (complete )?export of AlpaSift"):
             export_model(runs["lora"], out, "adapter")
         assert sorted(p.name for p in out.iterdir()) == before
     model = make_gguf(tmp_path / "mine.gguf")
     before_bytes = model.read_bytes()
-    with pytest.raises(TrainError, match="is no export of AlpaSift"):
+    with pytest.raises(TrainError, match="is not an export of AlpaSift"):
         export_model(runs["lora"], model, "gguf")
     assert model.read_bytes() == before_bytes
     out = tmp_path / "out"
     assert export_model(runs["lora"], out, "adapter").facts["method"] == "lora"
-    assert export_model(runs["qlora"], out, "adapter").facts["method"] == "qlora"
+    with pytest.raises(TrainError, match="an export of"):
+        export_model(runs["qlora"], out, "adapter")
+    assert export_model(runs["qlora"], out, "adapter", force=True).facts["method"] == "qlora"
     first = export_model(runs["full"], tmp_path / "out.gguf", "gguf", quantisation="f16")
     second = export_model(runs["full"], tmp_path / "out.gguf", "gguf", quantisation="q8_0")
     assert first.facts["sha256"] != second.facts["sha256"] == hashlib.sha256(second.path.read_bytes()).hexdigest()
@@ -863,13 +803,15 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", place], check=True)
 
 
-def test_a_disk_that_is_too_small_is_told_beforehand(runs: dict[str, Path], small_disk: Callable[[str], Path]) -> None:
+def test_a_disk_that_is_too_small_is_refused_beforehand(
+    runs: dict[str, Path], small_disk: Callable[[str], Path]
+) -> None:
     disk = small_disk("2m")
-    said: list[str] = []
+    reported: list[str] = []
     for form, out in (("merged", disk / "out"), ("gguf", disk / "out.gguf")):
         with pytest.raises(TrainError, match=r"takes up to \d\.\d MB and 2\.1 MB are free on the disk of"):
-            export_model(runs["lora"], out, form, say=said.append)  # type: ignore[arg-type]
-    assert said == []
+            export_model(runs["lora"], out, form, report=reported.append)  # type: ignore[arg-type]
+    assert reported == []
     assert list(disk.iterdir()) == []
 
 
@@ -895,17 +837,19 @@ def test_a_disk_that_fills_up_in_the_middle_is_one_line_and_nothing_is_left(
                     file.write(bytes(65_536))
 
     with pytest.raises(TrainError, match=r"the disk of .* is full; nothing was written") as caught:
-        export_model(runs["lora"], disk / "out.gguf" if form == "gguf" else disk / "out", form, say=fill)
+        export_model(runs["lora"], disk / "out.gguf" if form == "gguf" else disk / "out", form, report=fill)
     assert "\n" not in str(caught.value)
     assert [p.name for p in disk.iterdir()] == ["filler"]
 
 
 def test_a_file_size_limit_is_one_line_on_the_command_line(runs: dict[str, Path], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "batcher.cli", "export-model", runs["lora"], "-o", tmp_path / "out"],
-        env=cli_environment(), capture_output=True, text=True,
+        [sys.executable, "-m", "alpasift", "export-model", runs["lora"], "-o", tmp_path / "out"],
+        env=cli_environment(),
+        capture_output=True,
+        text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)),
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert re.search(r"^alpasift: the disk of .* is full; nothing was written\. .*$", done.stderr, re.M)
     assert "Traceback" not in done.stderr
@@ -929,15 +873,17 @@ MOMENTS: dict[str, tuple[str, str]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_export_leaves_no_model_that_is_not_whole(moment: str, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_killed_export_leaves_no_incomplete_model(moment: str, runs: dict[str, Path], tmp_path: Path) -> None:
     form, sight = MOMENTS[moment]
     out = tmp_path / ("out.gguf" if form == "gguf" else "out")
     if "over" in moment:
         export_model(runs["full"], out, form)  # type: ignore[arg-type]
     process = subprocess.Popen(
-        [sys.executable, "-m", "batcher.cli", "export-model", runs["lora"], "-o", out, "--form", form],
-        env=cli_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", "alpasift", "export-model", runs["lora"], "-o", out, "--form", form, "--force"],
+        env=cli_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while process.poll() is None and not list(tmp_path.glob(sight)):
         time.sleep(0.0005)
     if process.poll() is None:
@@ -947,12 +893,12 @@ def test_a_killed_export_leaves_no_model_that_is_not_whole(moment: str, runs: di
         code == 0 and moment in ("merged, sealing", "gguf, done")
     )  # it may have been faster
     if form == "merged":
-        assert is_whole(out) if out.exists() else (code != 0)
+        assert is_complete(out) if out.exists() else (code != 0)
     elif out.exists():
         tokenizer = load_tokenizer(runs["lora"] / "model")
-        gguf_files.check_tokens(out, tokenizer, gguf_files.PROBES)
-        list(gguf_files.gguf_logits(out, [[1, 2, 3]]))
-    done = export_model(runs["lora"], out, form)  # type: ignore[arg-type]
+        llama_cpp_check.check_tokens(out, tokenizer, llama_cpp_check.PROBES)
+        list(llama_cpp_check.gguf_logits(out, [[1, 2, 3]]))
+    done = export_model(runs["lora"], out, form, force="over" in moment)  # type: ignore[arg-type]
     assert done.facts["method"] == "lora"
     if form == "merged":
         assert read_manifest(out) == done.facts
@@ -967,21 +913,21 @@ def test_a_killed_export_leaves_no_model_that_is_not_whole(moment: str, runs: di
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_was_written_and_what_to_run_next(
+def test_the_command_prints_what_was_written_and_what_to_run_next(
     alpasift: Callable[..., Ran], base: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:
     ran = alpasift("export-model", runs["lora"], "-o", "out.gguf", "--form", "gguf")
     assert ran.code == 0, ran.err
     assert ran.out.startswith("wrote out.gguf: GGUF, q8_0, ")
     assert re.search(
-        r"logits of llama\.cpp on this file, and the model as trained: apart by .* KL divergence .* nats a token",
+        r"logits of llama\.cpp on this file, and the model as trained: differ by .* KL divergence .* nats per token",
         ran.out,
     )
     assert ran.err.splitlines()[-1] == "next: alpasift grade --grader llama_cpp:out.gguf"
     ran = alpasift("export-model", runs["lora"], "-o", "adapter", "--form", "adapter", "--json")
     assert ran.json["facts"]["max_lora_rank"] == 8
     assert ran.json["next"].startswith(f"alpasift grade --grader vllm:{base.resolve()}+adapter, or vllm serve ")
-    vllm_backend.look_at_adapter(tmp_path / "adapter", vllm_backend.look_at(base))
+    vllm_models.look_at_adapter(tmp_path / "adapter", vllm_models.look_at(base))
     ran = alpasift("export-model", tmp_path / "none", "-o", "out")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith("alpasift: there is no folder ")
@@ -992,6 +938,6 @@ def test_a_half_copied_export_is_not_opened_by_a_grader(merged: Path, tmp_path: 
     shutil.copytree(merged, tmp_path / "half")
     weights = tmp_path / "half" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(BackendError, match="is incomplete"):
-        vllm_backend.look_at(tmp_path / "half")
-    assert not is_whole(tmp_path / "half")
+    with pytest.raises(BackendError, match=r"model\.safetensors has [\d,]+ bytes and needs [\d,]+"):
+        vllm_models.look_at(tmp_path / "half")
+    assert not is_complete(tmp_path / "half")

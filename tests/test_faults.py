@@ -1,4 +1,4 @@
-"""The 36 faults of the Batch API, each against the rehearsal's server: the result, the ledger and what the user is told.
+"""The 36 faults of the Batch API, each against the rehearsal's server: the result, the ledger and the message.
 
 The number in a test's name is the row of the table in the manual (docs/faults.md). Unless a test says otherwise: every
 row ends with its own score, nothing that was committed is executed again, and the bill that the server wrote is what
@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.data.versions import resolve
+from alpasift.batcher.engine.collect import cancel
+from alpasift.batcher.money import charges, ledger, meter
+from alpasift.batcher.planning.auto import offers_for
+from alpasift.batcher.store import Store, lock
+from alpasift.graders import AlpaSiftError, BackendError, BackendUnavailable
+from alpasift.graders.rehearsal.server import Rehearsal
 from batch_harness import (
     MARKER,
+    MODEL,
     PRICES,
     attempts,
     check,
@@ -24,17 +35,13 @@ from batch_harness import (
     gather,
     grade,
     key,
+    marked_rows,
     marked_store,
     money,
     options,
     scores,
 )
-
-from batcher import ledger
-from batcher.batches import cancel
-from batcher.store import Store
-from graders import AlpaSiftError, BackendError, BackendUnavailable
-from graders.rehearsal import Rehearsal
+from conftest import new_store, write_rows
 
 ROWS = 12
 pytestmark = pytest.mark.timeout(180)
@@ -67,7 +74,7 @@ def unresolved_lines(store: Store) -> int:
 
 def test_fault_01_an_intent_without_its_file_is_carried_on(store: Store, server: Rehearsal) -> None:
     server.misbehave("server_error", times=None, where="upload", status=500)
-    with pytest.raises(BackendError, match="does not take the file"):
+    with pytest.raises(BackendError, match="does not accept the file"):
         grade(store, server)
     assert money(store)["reserved_usd"] > 0
     server.behave()
@@ -139,6 +146,20 @@ def test_fault_06_a_create_that_never_arrived_is_fenced_and_its_rows_go_in_a_new
     check(store, server, ROWS)
 
 
+def test_an_attempt_that_an_earlier_version_called_doubted_is_unconfirmed(store: Store, server: Rehearsal) -> None:
+    server.misbehave("create_never_arrives")
+    assert grade(store, server).outcome == "done"
+    phases = "select phase from batches where not closed"
+    assert store.locked_query(phases).rows == [("unconfirmed",)]
+    with store.transaction() as con:
+        con.execute("update attempt_steps set state = 'doubted' where state = 'unconfirmed'")
+    assert store.locked_query(phases).rows == [("unconfirmed",)]
+    assert store.locked_query("select count(*) from questions_in_flight").rows == [(0,)]
+    server.advance(26 * 3600)
+    gather(store, server)
+    check(store, server, ROWS)
+
+
 def test_fault_06_rows_are_not_asked_again_when_the_budget_does_not_hold_both(
     tmp_path: Path, server: Rehearsal
 ) -> None:
@@ -159,7 +180,7 @@ def test_fault_07_of_two_batches_for_one_attempt_the_oldest_counts_and_both_are_
     store: Store, server: Rehearsal
 ) -> None:
     server.misbehave(7)
-    with pytest.raises(ledger.LedgerAlarm, match="not asked for or had been paid before"):
+    with pytest.raises(ledger.LedgerAlarm, match="not requested or was already paid"):
         grade(store, server)
     assert len(server.batches()) == 2
     assert scores(store) == expected(ROWS)
@@ -172,8 +193,8 @@ def test_fault_07_of_two_batches_for_one_attempt_the_oldest_counts_and_both_are_
 
 
 def test_fault_08_a_second_process_is_refused(store: Store, server: Rehearsal) -> None:
-    with ledger.run_lock(store.path):
-        with pytest.raises(ledger.AnotherRun, match="is already grading"):
+    with lock.run_lock(store.path):
+        with pytest.raises(lock.AnotherRun, match="is already working"):
             grade(store, server)
     assert server.requests_log == []
 
@@ -210,6 +231,21 @@ def test_fault_10_a_queue_limit_that_stands_is_learned_and_kept(tmp_path: Path) 
         check(store, server, 60)
         failed = [b for b in server.batches() if b["status"] == "failed"]
         assert len(failed) == 1, "one refusal teaches the limit"
+        import_file(store, write_rows(tmp_path / "more.jsonl", marked_rows(60, begin=60)), dataset="more")
+        version, named, asking = resolve(store, "more").version_id, f"openai_batch:{MODEL}", options(server)
+        (known, *_), (unknown, *_) = (
+            offers_for(store, version, [named], settings=asking, history=history) for history in (store, None)
+        )
+        assert known.estimate is not None and known.raw is not None
+        assert unknown.estimate is not None
+        batches = -(-known.raw.input_tokens // 15_000)  # as counted, not as past runs correct it
+        assert (known.estimate.rounds, unknown.estimate.rounds) == (batches, 1)
+        assert known.estimate.seconds_high == batches * 86_400
+        day = f"{datetime.now(UTC):%Y-%m-%d}"
+        (note,) = (line for line in known.notes if "enqueued" in line)
+        assert note.startswith(f"at most 15,000 enqueued tokens, as api.openai.com stated on {day}")
+        given, *_ = offers_for(store, version, [named], settings={**asking, "enqueued_tokens": 10**6}, history=store)
+        assert "at most 1,000,000 enqueued tokens, as given" in given.notes
 
 
 @pytest.mark.parametrize("http", [False, True])
@@ -244,12 +280,11 @@ def test_fault_13_a_question_stands_once_in_a_file_whatever_the_server_would_acc
 ) -> None:
     server.misbehave(13, times=None)
     rows = tmp_path / "twice.jsonl"
+    from alpasift.batcher.data.importing import import_file
     from batch_harness import marked_rows
     from conftest import write_rows
 
-    from batcher.datasets import import_file
-
-    store = Store(tmp_path / "twice.duckdb").create()
+    store = new_store(tmp_path / "twice.duckdb")
     import_file(store, write_rows(rows, marked_rows(6) * 2))
     assert grade(store, server).outcome == "done"
     assert executed_twice(server) == []
@@ -330,10 +365,14 @@ def test_fault_19_of_two_answers_to_one_question_the_first_counts_and_what_ran_t
 @pytest.mark.parametrize(
     ("fault", "detail"),
     [
-        (20, {}), (20, {"executed": False}), (21, {"kind": "empty"}), (21, {"kind": "no_usage"}), (22, {"kind": "json"}),
+        (20, {}),
+        (20, {"executed": False}),
+        (21, {"kind": "empty"}),
+        (21, {"kind": "no_usage"}),
+        (22, {"kind": "json"}),
         (22, {"kind": "utf8"}),
     ],
-)  # fmt: skip
+)
 def test_faults_20_21_22_a_line_that_is_no_answer_is_unresolved_and_poisons_no_other(
     store: Store, server: Rehearsal, fault: Any, detail: dict[str, Any]
 ) -> None:
@@ -371,9 +410,9 @@ def test_fault_25_a_result_file_that_cannot_be_had_for_hours_is_asked_for_until_
     server.misbehave(25, times=None)
     assert grade(store, server, wait=False).outcome == "partial"
     assert money(store)["reserved_usd"] > 0
-    assert gather(store, server).still_out == ROWS - 1
+    assert gather(store, server).in_flight == ROWS - 1
     server.behave()
-    assert gather(store, server).still_out == 0
+    assert gather(store, server).in_flight == 0
     check(store, server, ROWS)
 
 
@@ -391,15 +430,15 @@ def test_fault_27_a_kept_result_file_is_read_again_without_booking_anything_twic
 ) -> None:
     grade(store, server)
     before = money(store)
-    found = sorted(ledger.batches_of(store.path).glob("*-output.jsonl"))
+    found = sorted(meter.batch_folder(store.path).glob("*-output.jsonl"))
     assert len(found) == 1
     attempt = found[0].name[:36]
-    from graders.batch_files import Found, read_results
+    from alpasift.graders.api.result_files import ResultsFound, read_results
 
     asked = {str(k): Decimal(0) for (k,) in store.locked_query("select key from attempt_lines").rows}
-    for replies in read_results(found[0], attempt, Found(asked)):
+    for replies in read_results(found[0], attempt, ResultsFound(asked)):
         with store.transaction() as con:
-            assert ledger.ingest(con, replies) == []
+            assert charges.ingest(con, replies) == []
     assert money(store) == before
 
 
@@ -408,7 +447,7 @@ def test_fault_28_results_that_are_gone_are_booked_by_the_batch_usage_or_stay_un
     store: Store, server: Rehearsal, usage: bool
 ) -> None:
     server.misbehave(28, times=None, usage=usage)
-    with pytest.raises(ledger.LedgerAlarm, match="gone from the server"):
+    with pytest.raises(ledger.LedgerAlarm, match="are no longer on the server"):
         grade(store, server)
     found = money(store)
     bill = server.billed_usd()
@@ -450,7 +489,7 @@ def test_fault_30_what_a_cancelled_batch_did_is_kept_and_what_it_did_not_do_is_f
     assert grade(store, server, wait=False).outcome == "partial"
     server.misbehave(30, share=0.5, unlisted=unlisted)
     found = cancel(store, None, options(server), wait=True)
-    assert found.still_out == 0
+    assert found.in_flight == 0
     balance = money(store)
     assert balance["reserved_usd"] == 0
     assert balance["spent_usd"] <= server.billed_usd() <= balance["spent_usd"] + balance["unresolved_usd"]
@@ -479,7 +518,7 @@ def test_fault_32_a_batch_that_is_stuck_keeps_its_money_and_is_told(
     server.advance(26 * 3600)
     assert grade(store, server).outcome == "partial", "it does not wait for what is stuck, nor ask about its rows"
     assert money(store)["reserved_usd"] == held
-    assert f"still {status} after its window" in says(store)
+    assert f"still {status} after its completion window" in says(store)
     server.advance(23 * 3600)
     gather(store, server)
     check(store, server, ROWS)
@@ -492,7 +531,7 @@ def test_fault_33_a_batch_stuck_in_cancelling_is_not_asked_about_again_while_it_
     grade(store, server, wait=False)
     server.behave()
     server.misbehave(33, until=3600)
-    assert cancel(store, None, options(server)).still_out > 0
+    assert cancel(store, None, options(server)).in_flight > 0
     assert grade(store, server, wait=False).asked == 0
     server.advance(2 * 3600)
     gather(store, server)
@@ -553,7 +592,7 @@ def test_a_key_that_is_refused_in_the_middle_stops_the_run_and_keeps_all_money_h
     with pytest.raises(BackendUnavailable, match="does not accept the key"):
         grade(store, server)
     assert money(store)["reserved_usd"] > 0
-    assert gather(store, server).still_out == 0
+    assert gather(store, server).in_flight == 0
     check(store, server, ROWS)
 
 
@@ -565,7 +604,7 @@ def test_a_rate_limit_on_polls_is_obeyed(store: Store, server: Rehearsal) -> Non
 
 def test_a_server_that_answers_web_pages_is_told_before_anything_is_sent(store: Store, server: Rehearsal) -> None:
     server.misbehave("html", times=None)
-    with pytest.raises(BackendUnavailable, match="does not answer as the API does"):
+    with pytest.raises(BackendUnavailable, match="does not answer like the API"):
         grade(store, server)
     assert money(store)["reserved_usd"] == 0
     assert [e.method for e in server.requests_log] == ["GET"]
@@ -607,12 +646,12 @@ def test_a_batch_is_submitted_today_and_collected_tomorrow(tmp_path: Path) -> No
         store = marked_store(tmp_path, 30)
         done = grade(store, server, wait=False, batch_rows=10)
         assert (done.outcome, attempts(store)) == ("partial", 3)
-        assert gather(store, server).still_out == 29
+        assert gather(store, server).in_flight == 29
         assert grade(store, server, wait=False).asked == 0, "what is out is not asked about again"
         server.advance(2 * 3600)
         assert {b["phase"] for b in store.query("batches", all=None)} <= {"validating", "in_progress"}
         server.advance(4 * 3600)
-        assert gather(store, server).still_out == 0
+        assert gather(store, server).in_flight == 0
         check(store, server, 30)
 
 

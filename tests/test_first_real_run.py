@@ -1,4 +1,4 @@
-"""The first run of a real model: planted flips, a planted lift and planted labels come out of it as the numbers they are."""
+"""The first run of a real model: planted flips, a planted lift and planted labels come out as the planted numbers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import EXAMPLES, ROOT, Ran, cli_environment, write_rows
 
 SCRIPT = ROOT / "benchmarks" / "first_real_run.py"
 
-# 24 rows by number. In order: the injected sentence lifts rows 0 to 11 to 5. Row 3 says 5 the first time a process asks and 1
-# the second. Rows 20 to 23 begin with 5 and end with 2. Row 19 cannot be read. The others say 4, from row 12 on 4.5.
+# 24 rows by number. In order: the injected sentence lifts rows 0 to 11 to 5. Row 3 answers 5 the first time a process
+# asks and 1 the second. Rows 20 to 23 begin with 5 and end with 2. Row 19 cannot be read. The others answer 4, from row
+# 12 on 4.5.
 PLANTED = r"""
 [[reply]]
 match = 'number (0\d|1[01])\.[\s\S]*Score: 5$'
@@ -33,7 +35,11 @@ match = 'number 19\.'
 text = "no idea"
 [[reply]]
 match = 'number 2[0-3]\.'
-text = "5\nNot so good.\nScore: 2"
+prompt = "Score: N"
+text = "Not so good.\nScore: 2"
+[[reply]]
+match = 'number 2[0-3]\.'
+text = "5\nNot so good."
 [[reply]]
 match = 'number 1\d\.'
 text = "4.5\nFine.\nScore: 4.5"
@@ -47,8 +53,12 @@ PLANTED = PLANTED.replace(r"number 1\d", r"number 1[2-9]")
 def first_real_run(folder: Path, *arguments: object) -> Ran:
     done = subprocess.run(
         [sys.executable, SCRIPT, *map(str, arguments)],
-        cwd=folder, env=cli_environment(), capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        cwd=folder,
+        env=cli_environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
@@ -61,8 +71,10 @@ def cells(table: str) -> dict[str, tuple[str, str, str]]:
 def share_interval(hits: int, of: int) -> str:
     """Wilson's interval by its formula, written out here once more."""
     z, p = 1.959964, hits / of
-    low, high = ((p + z * z / (2 * of) + s * z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))) / (1 + z * z / of)
-                 for s in (-1, 1))  # fmt: skip
+    low, high = (
+        (p + z * z / (2 * of) + s * z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))) / (1 + z * z / of)
+        for s in (-1, 1)
+    )
     return f"{0.0 if hits == 0 else low:.1%} to {1.0 if hits == of else high:.1%}"
 
 
@@ -87,7 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[object], R
 
 
 @pytest.mark.slow
-def test_what_was_planted_is_what_the_table_says(run: tuple[Path, list[object], Ran]) -> None:
+def test_what_was_planted_is_what_the_table_holds(run: tuple[Path, list[object], Ran]) -> None:
     folder, _, ran = run
     assert ran.code == 0, ran.err
     text = (folder / "first_real_run.md").read_text()
@@ -99,7 +111,7 @@ def test_what_was_planted_is_what_the_table_says(run: tuple[Path, list[object], 
     assert [found[f"score {score}"][0] for score in ("5", "4.5", "4")] == ["21.7% (5)", "30.4% (7)", "47.8% (11)"]
     assert found["kept at 4.5 or more"] == ("52.2% (12)", "23", share_interval(12, 23))
 
-    twice, order = "asked twice, temperature 0", "another order, another database"
+    twice, order = "graded twice, temperature 0", "another order, another database"
     assert found[f"{twice}: equal scores"] == ("95.7% (22)", "23", share_interval(22, 23))
     assert found[f"{twice}: flipped at 4.5"] == ("4.3% (1)", "23", share_interval(1, 23))
     assert found[f"{order}: equal scores"] == ("100.0% (23)", "23", share_interval(23, 23))
@@ -107,8 +119,10 @@ def test_what_was_planted_is_what_the_table_says(run: tuple[Path, list[object], 
     assert found["score first against reasons first: flipped at 4.5"] == ("17.4% (4)", "23", share_interval(4, 23))
     mean, spread = -12 / 23, math.sqrt((4 * (-3 + 12 / 23) ** 2 + 19 * (12 / 23) ** 2) / 22 / 23)
     assert found["score first against reasons first: mean difference, second less first"] == (
-        f"{mean:.3f}", "23", f"{mean - 1.959964 * spread:.3f} to {mean + 1.959964 * spread:.3f}"
-    )  # fmt: skip
+        f"{mean:.3f}",
+        "23",
+        f"{mean - 1.959964 * spread:.3f} to {mean + 1.959964 * spread:.3f}",
+    )
 
     assert found["injected: scores that rise"] == ("47.8% (11)", "23", share_interval(11, 23))
     assert found["injected: scores that fall"][0] == "0.0% (0)"
@@ -128,7 +142,7 @@ def test_what_was_planted_is_what_the_table_says(run: tuple[Path, list[object], 
 
 
 @pytest.mark.slow
-def test_the_same_command_again_asks_nothing_and_says_the_same(run: tuple[Path, list[object], Ran]) -> None:
+def test_the_same_command_again_prompts_nothing_and_reports_the_same(run: tuple[Path, list[object], Ran]) -> None:
     folder, command, _ = run
     before = (folder / "first_real_run.md").read_text()
     ran = first_real_run(folder, *command)
@@ -145,7 +159,7 @@ def test_other_settings_want_another_database(run: tuple[Path, list[object], Ran
 
 
 @pytest.mark.slow
-def test_a_grader_that_costs_dollars_needs_a_budget_and_says_what_it_spent(tmp_path: Path) -> None:
+def test_a_grader_that_costs_dollars_needs_a_budget_and_reports_what_it_spent(tmp_path: Path) -> None:
     price = 'usd_per_million_input = "0.10"\nusd_per_million_output = "0.40"\nlines_per_attempt = 24\n'
     script, rows, labels = planted(tmp_path, price)
     command = [
@@ -170,7 +184,7 @@ def test_a_grader_that_costs_dollars_needs_a_budget_and_says_what_it_spent(tmp_p
     ran = first_real_run(tmp_path, *command, "--budget", "1", "--note", "a trial")
     assert ran.code == 0, ran.err
     text = (tmp_path / "first_real_run.md").read_text()
-    assert re.search(r"another order, another database \| not done: each asking costs dollars", text)
+    assert re.search(r"another order, another database \| not done: each grading costs dollars", text)
     spent = re.search(r"dollars spent \(the ledger\) \| \$(0\.\d+)", text)
     assert spent and 0 < float(spent[1]) < 1
     assert cells(text)["score against score and reasons: equal scores"][1] == "3"
@@ -190,7 +204,7 @@ def test_what_cannot_work_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_and_pays_for_no_answer_twice(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_resumes_and_pays_for_no_answer_twice(tmp_path: Path) -> None:
     bill = tmp_path / "bill.txt"
     price = f'usd_per_million_input = "0.10"\nusd_per_million_output = "0.40"\nbill = "{bill}"\n'
     script, rows, labels = planted(tmp_path, price + "delay_seconds = 0.3\n")
@@ -212,15 +226,19 @@ def test_a_run_that_was_stopped_goes_on_and_pays_for_no_answer_twice(tmp_path: P
     ]
     command += ["--explain-rows", 2]
     child = subprocess.Popen(
-        [sys.executable, SCRIPT, *map(str, command)], cwd=tmp_path, env=cli_environment(), stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+        [sys.executable, SCRIPT, *map(str, command)],
+        cwd=tmp_path,
+        env=cli_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not bill.exists() or len(bill.read_text().splitlines()) < 3:
         assert child.poll() is None
         time.sleep(0.05)
     child.terminate()
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130, err
-    assert "the same command goes on" in err
+    assert "the same command resumes" in err
     stopped_at = len(bill.read_text().splitlines())
     assert stopped_at < 12 and not (tmp_path / "first_real_run.md").exists()
 
@@ -229,7 +247,7 @@ def test_a_run_that_was_stopped_goes_on_and_pays_for_no_answer_twice(tmp_path: P
     assert ran.code == 0, ran.err
     keys = [line.split()[0] for line in bill.read_text().splitlines()]
     text = (tmp_path / "first_real_run.md").read_text()
-    assert "| dollars unresolved | $0.0000" in text  # the one call that was under way; nobody saw its answer
+    assert "dollars unresolved" not in text  # the call that was under way when it was interrupted was taken in
     unread = cells(text)["answers without a readable score"][0]
     assert unread == "0.0% (0)" and len(keys) == len(set(keys)) == 6 * 3 + 2 * 2
 
@@ -247,13 +265,13 @@ def test_a_model_of_random_numbers_runs_end_to_end_and_is_called_that(tmp_path: 
     )
     ran = first_real_run(
         tmp_path, "llama_cpp:tiny.gguf", "--data", EXAMPLES, "--labels", labels, "--rows", 24, "--explain-rows", 4
-    )  # fmt: skip
+    )
     assert ran.code == 0, ran.err
     text = (tmp_path / "first_real_run.md").read_text()
     assert text.startswith("# First real run\n\n**model made of random numbers: these figures mean nothing**\n")
     found = cells(text)
     assert found["answers without a readable score"][:2] == ("0.0% (0)", "24")  # constrained decoding
-    for what in ("asked twice, temperature 0", "another order, another database"):
+    for what in ("graded twice, temperature 0", "another order, another database"):
         assert found[f"{what}: equal scores"][:2] == ("100.0% (24)", "24")
     assert found["score against score and reasons: equal scores"][:2] == ("100.0% (4)", "4")  # reasons cannot move it
     assert found["reasons first: answers without a readable score"][:2] == ("0.0% (0)", "4")

@@ -1,4 +1,4 @@
-"""The training benchmark for a card: what it does without one, that the real trainer runs under it, and its arithmetic."""
+"""The training benchmark for a card: what it does without one, that the real trainer runs in it, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Ran, cli_environment, write_rows
-
 from benchmarks.gpu_training import filled, goals, random_rows, table
-from train.data import Counts
-from train.packing import plan
+
+from alpasift.train.packing import plan
+from alpasift.train.token_counts import Counts
+from conftest import ROOT, Ran, cli_environment, write_rows
 
 CITIES = ("Rome", "Oslo", "Lima", "Cairo", "Quito", "Perth", "Turin", "Delhi")
 GIB = 2**30
@@ -24,8 +24,12 @@ GIB = 2**30
 def gpu_training(*arguments: object) -> Ran:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_training", *map(str, arguments)],
-        cwd=ROOT, env=cli_environment({"CUDA_VISIBLE_DEVICES": ""}), capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=cli_environment({"CUDA_VISIBLE_DEVICES": ""}),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
@@ -38,7 +42,7 @@ def data(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", rows)
 
 
-def test_without_a_card_it_says_so_in_one_line(data: Path) -> None:
+def test_without_a_card_it_ends_with_one_line(data: Path) -> None:
     ran = gpu_training("--data", data)
     assert (ran.code, ran.out) == (3, "")
     assert ran.err.startswith("gpu_training needs a CUDA card") and ran.err.count("\n") == 1
@@ -51,7 +55,7 @@ def test_a_row_that_is_not_there_is_named_with_those_that_are(data: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_real_trainer_runs_under_it_and_a_row_that_fails_says_why(data: Path, tmp_path: Path) -> None:
+def test_the_real_trainer_runs_in_it_and_a_row_that_fails_has_its_reason(data: Path, tmp_path: Path) -> None:
     for package in ("torch", "transformers", "peft", "trl", "bitsandbytes"):
         pytest.importorskip(package)
     common = ["--data", data, "--tiny", "--folder", tmp_path / "weights", "--json", tmp_path / "figures.json"]
@@ -79,7 +83,7 @@ def test_the_real_trainer_runs_under_it_and_a_row_that_fails_says_why(data: Path
 
 
 def test_random_rows_have_the_lengths_of_real_ones() -> None:
-    found = random_rows(Counts([10, 30, 64], [5, 60, 9], "by hand"), 64, 320)
+    found = random_rows(Counts([10, 30, 64], [5, 60, 9], "counted manually"), 64, 320)
     assert found.lengths == [15, 64]
     assert list(found.prompt_tokens) == [10, 30]
     assert (found.truncated, found.dropped) == (1, {"prompt_too_long": 1})
@@ -87,7 +91,7 @@ def test_random_rows_have_the_lengths_of_real_ones() -> None:
 
 
 def test_the_first_micro_batch_is_filled_and_nothing_else_moves() -> None:
-    data = random_rows(Counts([20] * 30, [n % 13 + 4 for n in range(30)], "by hand"), 64, 320)
+    data = random_rows(Counts([20] * 30, [n % 13 + 4 for n in range(30)], "counted manually"), 64, 320)
     laid = plan(data.lengths, pack_length=100, micro_batch=2, batch=10, steps=3)
     assert laid.max_tokens < 200
     full = filled(laid, data, 100)
@@ -106,19 +110,39 @@ def test_the_first_micro_batch_is_filled_and_nothing_else_moves() -> None:
 
 def measured(kind: str, **given: Any) -> dict[str, Any]:
     return {
-        "name": f"{kind}-4096x1", "kind": kind, "label": kind, "layout": "4096 x 1", "max_tokens": 4096, "minutes": 5.0,
-        "tokens_per_second": 1000.0, "later_tokens_per_second": 1000.0, "forecast_tokens_per_second": 1100.0,
-        "calibrated_tokens_per_second": 1020.0, "useful_flops": 40e12, "computed_flops": 70e12, "reserved_bytes": 7 * GIB,
-        "loaded_bytes": 5 * GIB, "forecast_bytes": 6 * GIB, "load_seconds": 9.0, **given,
-    }  # fmt: skip
+        "name": f"{kind}-4096x1",
+        "kind": kind,
+        "label": kind,
+        "layout": "4096 x 1",
+        "max_tokens": 4096,
+        "minutes": 5.0,
+        "tokens_per_second": 1000.0,
+        "later_tokens_per_second": 1000.0,
+        "forecast_tokens_per_second": 1100.0,
+        "calibrated_tokens_per_second": 1020.0,
+        "useful_flops": 40e12,
+        "computed_flops": 70e12,
+        "reserved_bytes": 7 * GIB,
+        "loaded_bytes": 5 * GIB,
+        "forecast_bytes": 6 * GIB,
+        "load_seconds": 9.0,
+        **given,
+    }
 
 
 def test_goals_are_reached_or_missed_by_the_numbers() -> None:
     results = [
-        measured("7b-lora", minutes=7.0), measured("7b-lora-without", useful_flops=46e12),
+        measured("7b-lora", minutes=7.0),
+        measured("7b-lora-without", useful_flops=46e12),
         measured("13b-qlora", reserved_bytes=13 * GIB, forecast_bytes=13 * GIB),
-        {"name": "13b-qlora-16gb-4096x1", "kind": "13b-qlora-16gb", "label": "13B", "layout": "4096 x 1", "error": "out | of"},
-    ]  # fmt: skip
+        {
+            "name": "13b-qlora-16gb-4096x1",
+            "kind": "13b-qlora-16gb",
+            "label": "13B",
+            "layout": "4096 x 1",
+            "error": "out | of",
+        },
+    ]
     assert goals(results, 100e12) == [
         "7B LoRA in minutes: 5.00 (7b-lora-without-4096x1), wanted at most 6: reached",
         "7B LoRA, useful share of the matrix rate in %: 46.00 (7b-lora-without-4096x1), wanted at least 45: reached",

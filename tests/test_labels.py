@@ -1,4 +1,4 @@
-"""Labels brought in as a grader: what matches, what is told, what is refused, and that everything else works on them."""
+"""Labels imported as a grader: what matches, what is reported, what is refused; all else works on them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran, some_rows, write_rows
 
-from batcher.datasets import import_file, resolve
-from batcher.labels import LabelError, import_labels, own_rubric, rubric_called
-from batcher.select import Condition, select
-from batcher.store import Store
-from graders.rubric import RubricError, load_rubric
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.data.versions import resolve
+from alpasift.batcher.grading.labels import LabelError, import_labels, own_rubric, rubric_called
+from alpasift.batcher.grading.select import Condition, select
+from alpasift.batcher.store import Store
+from alpasift.graders.prompts.rubric import RubricError, load_rubric
+from conftest import Ran, some_rows, write_rows
 
 Call = Callable[..., Ran]
 D = Decimal
@@ -62,8 +63,12 @@ def test_labels_by_position_are_grades_of_every_equal_row(store: Store, dataset:
     )
     found = import_labels(store, path, "people", resolve(store, None), own_rubric("people"))
     assert (found.grader, found.rubric, found.examples, found.unlabelled, found.without_label) == (
-        "labels:people", "people", 2, 1, 3,
-    )  # fmt: skip
+        "labels:people",
+        "people",
+        2,
+        1,
+        3,
+    )
     assert grades(store) == [
         (0, D(1), None, "true", "labels:people", "people"),
         (2, D(0), None, "0", "labels:people", "people"),
@@ -71,7 +76,7 @@ def test_labels_by_position_are_grades_of_every_equal_row(store: Store, dataset:
     ]
     assert counts(store)["ledger"] == 0
     with store.reader() as con:
-        assert con.execute("select command, outcome, scored, spent_usd from run_list").fetchall() == [
+        assert con.execute("select command, outcome, usable, spent_usd from run_list").fetchall() == [
             ("labels", "done", 2, D(0))
         ]
         assert con.execute("select count(*) from open_attempts").fetchall() == [(0,)]
@@ -129,16 +134,19 @@ def test_equal_rows_labelled_differently_are_set_aside_as_conflicting(store: Sto
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"index": 0, "g": 1}, {"index": 1, "g": 2}], r"l.jsonl:2: the label 2 is off the scale \(0, 1, true or false\)"),
-        ([{"index": 0, "g": "yes"}], "l.jsonl:1: the label yes is off the scale"),
+        (
+            [{"index": 0, "g": 1}, {"index": 1, "g": 2}],
+            r"l.jsonl:2: the label 2 is not on the scale \(0, 1, true or false\)",
+        ),
+        ([{"index": 0, "g": "yes"}], "l.jsonl:1: the label yes is not on the scale"),
         ([{"index": 0, "g": 1}, {"index": "one", "g": 1}], "l.jsonl:2: index = one; it is the row's position"),
         ([{"index": 0, "g": float("nan")}], "l.jsonl:1"),
-        ([{"index": 90, "g": 1}], "none of its rows is a row of d"),
-        ([{"index": 0, "g": 1, "h": 1}], "say with --field which key holds the label; found g, h"),
-        ([{"text": "what", "g": 1}], "say with --field"),
-        ([[1, 2]], "a row of labels is an object"),
+        ([{"index": 90, "g": 1}], "none of its rows matches a row of d"),
+        ([{"index": 0, "g": 1, "h": 1}], "give the key of the label with --field; found g, h"),
+        ([{"text": "what", "g": 1}], "with --field"),
+        ([[1, 2]], "a row of labels must be an object"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_used_is_refused_with_its_line_and_nothing_is_written(
     store: Store, dataset: Path, rows: list[Any], says: str
 ) -> None:
@@ -153,15 +161,15 @@ def test_what_cannot_be_used_is_refused_with_its_line_and_nothing_is_written(
 def test_a_scale_of_ones_own_has_a_name_of_its_own(store: Store) -> None:
     rubric = own_rubric("stars", "1", "5", "0.5", "4")
     assert (rubric.low, rubric.high, rubric.step, rubric.threshold) == (D(1), D(5), D("0.5"), D(4))
-    with pytest.raises(LabelError, match="is a built-in one"):
+    with pytest.raises(LabelError, match="is a built-in rubric"):
         own_rubric("accuracy")
     with pytest.raises(LabelError, match="LOW:HIGH:STEP"):
         own_rubric("stars", "a", "5", "1", "4")
     with pytest.raises(RubricError, match="outside"):
         own_rubric("stars", "1", "5", "1", "9")
-    with pytest.raises(LabelError, match="letters, digits"):
+    with pytest.raises(LabelError, match="is not a valid name"):
         own_rubric("../stars")
-    with pytest.raises(RubricError, match="no rubric is called"):
+    with pytest.raises(RubricError, match="no rubric named"):
         rubric_called(store, "nobody")
 
 
@@ -178,14 +186,14 @@ def test_the_command_brings_labels_in_and_the_others_work_on_them(alpasift: Call
     done = alpasift("labels", "l.jsonl", "--as", "me", "--field", "x", "--scale", "0:5:1", "--threshold", 3, "--json")
     assert done.code == 0, done.err
     assert (done.json["examples"], done.json["unmatched"]) == (4, 1)
-    assert "1 rows of the file are no row of d, the first: l.jsonl:5: index 4" in done.err
+    assert "1 rows of the file match no row of d, the first: l.jsonl:5: index 4" in done.err
     assert done.err.strip().splitlines()[-1].startswith("next: alpasift scores")
     assert "graded by labels:me, rubric me: 4 of 4 rows have a score" in alpasift("scores").out
     assert "score 3" in alpasift("show", "--grader", "labels:me", "--score", 3).out
     for arguments, says in (
-        (["--field", "x"], "say on what scale"),
-        (["--kept", "--field", "x"], "--kept makes labels of its own"),
-        (["--scale", "1:5:1"], "belong together"),
+        (["--field", "x"], "give the scale of the labels"),
+        (["--kept", "--field", "x"], "--kept sets the labels"),
+        (["--scale", "1:5:1"], "must be given together"),
         (["--scale", "1:5", "--threshold", 4], "write LOW:HIGH:STEP"),
     ):
         refused = alpasift("labels", "l.jsonl", "--as", "me", *arguments)

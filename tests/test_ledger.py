@@ -10,15 +10,15 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from conftest import cli_environment
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from batcher import ledger
-from batcher.store import Store, hash_id, new_id
-from graders import AlpaSiftError, BudgetExceeded, Reply
-from graders.prices import UsageError, ceiling, charge, per_million
+from alpasift.batcher.money import attempts, charges, dollars, ledger, reservations
+from alpasift.batcher.store import Store, hash_id, lock, new_id
+from alpasift.graders import AlpaSiftError, BudgetExceeded, Reply
+from alpasift.graders.api.prices import UsageError, ceiling, charge, per_million
+from conftest import cli_environment, new_store
 
 PRICE = per_million("0.0025", "0.01")  # 2.5e-9 dollars a token: finer than nine decimals
 RUN = new_id()
@@ -27,15 +27,22 @@ GRADER = new_id()
 
 def reserve(store: Store, keys: list[str], each: Decimal, run_id: str = RUN, run_budget: Decimal | None = None) -> str:
     with store.transaction() as con:
-        return ledger.reserve(
-            con, run_id=run_id, backend="test", grader_id=GRADER, keys=keys, ceilings=[each] * len(keys),
-            price=PRICE.frozen(), facts={"outlives": False}, run_budget=run_budget,
-        )  # fmt: skip
+        return reservations.reserve(
+            con,
+            run_id=run_id,
+            backend="test",
+            grader_id=GRADER,
+            keys=keys,
+            ceilings=[each] * len(keys),
+            price=PRICE.frozen(),
+            facts={"outlives": False},
+            run_budget=run_budget,
+        )
 
 
 def ingest(store: Store, *replies: Reply) -> int:
     with store.transaction() as con:
-        return len(ledger.ingest(con, replies))
+        return len(charges.ingest(con, replies))
 
 
 def balance(store: Store) -> ledger.Balance:
@@ -87,14 +94,24 @@ def test_cached_and_written_tokens_are_parts_of_the_prompt() -> None:
 @pytest.mark.parametrize(
     "usage",
     [
-        None, {}, [], {"prompt_tokens": -1, "completion_tokens": 1}, {"prompt_tokens": 1.5, "completion_tokens": 1},
-        {"prompt_tokens": True, "completion_tokens": 1}, {"prompt_tokens": "9", "completion_tokens": 1},
-        {"prompt_tokens": 10**13, "completion_tokens": 1}, {"prompt_tokens": 1},
+        None,
+        {},
+        [],
+        {"prompt_tokens": -1, "completion_tokens": 1},
+        {"prompt_tokens": 1.5, "completion_tokens": 1},
+        {"prompt_tokens": True, "completion_tokens": 1},
+        {"prompt_tokens": "9", "completion_tokens": 1},
+        {"prompt_tokens": 10**13, "completion_tokens": 1},
+        {"prompt_tokens": 1},
         {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": "x"},
         {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 2}},
-        {"prompt_tokens": 2, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 2}},
+        {
+            "prompt_tokens": 2,
+            "completion_tokens": 1,
+            "prompt_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 2},
+        },
     ],
-)  # fmt: skip
+)
 def test_usage_that_does_not_hold_together_is_not_believed(usage: object) -> None:
     with pytest.raises(UsageError):
         charge(PRICE, usage)  # type: ignore[arg-type]
@@ -106,14 +123,14 @@ def test_a_ceiling_is_never_below_what_the_same_tokens_cost() -> None:
 
 @pytest.mark.parametrize("text", ["five", "", "-1", "nan", "inf", "1e99", "1e-16"])
 def test_what_is_no_amount_of_dollars_is_refused(text: str) -> None:
-    with pytest.raises(AlpaSiftError, match="no amount of dollars"):
-        ledger.parse_usd(text)
+    with pytest.raises(AlpaSiftError, match="not an amount of dollars"):
+        dollars.parse_usd(text)
 
 
 def test_dollars_are_shown_with_enough_digits_to_see_them() -> None:
-    assert ledger.show_usd(Decimal("1.2")) == "$1.2000"
-    assert ledger.show_usd(Decimal("2.5e-9")) == "$0.0000000025"
-    assert ledger.show_usd(Decimal("-0.5"), 2) == "-$0.50"
+    assert dollars.show_usd(Decimal("1.2")) == "$1.2000"
+    assert dollars.show_usd(Decimal("2.5e-9")) == "$0.0000000025"
+    assert dollars.show_usd(Decimal("-0.5"), 2) == "-$0.50"
 
 
 # -- reserve, charge, release, unresolved -----------------------------------------------------------------------
@@ -144,8 +161,8 @@ def test_what_was_never_seen_stays_unresolved_at_its_ceiling(store: Store) -> No
     attempt = reserve(store, [key(1), key(2)], Decimal("0.1"))
     ingest(store, answered(attempt, key(1), 0, 1))
     with store.transaction() as con:
-        assert ledger.close_the_dead(con) == 1
-        assert ledger.close_the_dead(con) == 0
+        assert attempts.close_orphaned_attempts(con) == 1
+        assert attempts.close_orphaned_attempts(con) == 0
     now = balance(store)
     assert (now.spent, now.reserved, now.unresolved) == (Decimal("1e-8"), 0, Decimal("0.1"))
 
@@ -154,7 +171,7 @@ def test_evidence_that_comes_late_settles_what_was_unresolved(store: Store) -> N
     budget(store, "1")
     attempt = reserve(store, [key(1)], Decimal("0.1"))
     with store.transaction() as con:
-        ledger.close_attempt(con, attempt)
+        attempts.close_attempt(con, attempt)
     ingest(store, answered(attempt, key(1), 0, 5))
     now = balance(store)
     assert (now.spent, now.reserved, now.unresolved) == (Decimal("5e-8"), 0, 0)
@@ -231,7 +248,7 @@ def test_work_that_was_not_asked_for_is_booked_even_past_the_cap_and_stops_all_s
     now = balance(store)
     assert now.spent == 2 * Decimal("1.25e-8") + Decimal("1.35e-7")
     assert now.free is not None and now.free < 0
-    with store.reader() as con, pytest.raises(ledger.LedgerAlarm, match="not asked for"):
+    with store.reader() as con, pytest.raises(ledger.LedgerAlarm, match="not requested"):
         ledger.check_alarms(con)
 
 
@@ -244,18 +261,19 @@ def test_an_attempt_asks_a_question_once_and_its_ceilings_are_amounts(store: Sto
 
 
 def test_a_reply_to_an_attempt_of_another_ledger_is_refused(store: Store) -> None:
-    with pytest.raises(AlpaSiftError, match="never opened"):
+    with pytest.raises(AlpaSiftError, match="not in this ledger"):
         ingest(store, answered(new_id(), key(1)))
 
 
 def test_the_second_process_at_a_ledger_is_told_who_holds_it(store: Store) -> None:
-    with ledger.run_lock(store.path):
-        assert ledger.holder_of_run_lock(store.path) == os.getpid()
-        code = f"from batcher.ledger import run_lock; from pathlib import Path\nwith run_lock(Path({str(store.path)!r})): pass"
+    with lock.run_lock(store.path):
+        assert lock.holder_of_run_lock(store.path) == os.getpid()
+        code = "from alpasift.batcher.store.lock import run_lock; from pathlib import Path\n"
+        code += f"with run_lock(Path({str(store.path)!r})): pass"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=cli_environment())
-        assert f"process {os.getpid()} is already grading" in done.stderr
-    assert ledger.holder_of_run_lock(store.path) is None
-    with ledger.run_lock(store.path):
+        assert f"process {os.getpid()} is already working" in done.stderr
+    assert lock.holder_of_run_lock(store.path) is None
+    with lock.run_lock(store.path):
         pass
 
 
@@ -279,9 +297,17 @@ def test_an_answer_that_costs_nothing_at_a_price_of_nothing_is_no_alarm(store: S
     budget(store, "1")
     free = per_million("0", "0").frozen()
     with store.transaction() as con:
-        attempt = ledger.reserve(
-            con, run_id=RUN, backend="test", grader_id=GRADER, keys=[key(1)], ceilings=[Decimal(0)], price=free, facts={}, run_budget=None
-        )  # fmt: skip
+        attempt = reservations.reserve(
+            con,
+            run_id=RUN,
+            backend="test",
+            grader_id=GRADER,
+            keys=[key(1)],
+            ceilings=[Decimal(0)],
+            price=free,
+            facts={},
+            run_budget=None,
+        )
     ingest(store, answered(attempt, key(1), 500, 5))
     with store.reader() as con:
         assert ledger.open_alarms(con) == []
@@ -290,19 +316,26 @@ def test_an_answer_that_costs_nothing_at_a_price_of_nothing_is_no_alarm(store: S
 def test_work_that_outlives_a_process_is_not_closed_with_the_dead(store: Store) -> None:
     budget(store, "1")
     with store.transaction() as con:
-        ledger.reserve(
-            con, run_id=RUN, backend="test", grader_id=GRADER, keys=[key(1)], ceilings=[Decimal("0.1")], price=PRICE.frozen(),
-            facts={"outlives": True}, run_budget=None,
-        )  # fmt: skip
-        assert ledger.close_the_dead(con) == 0
+        reservations.reserve(
+            con,
+            run_id=RUN,
+            backend="test",
+            grader_id=GRADER,
+            keys=[key(1)],
+            ceilings=[Decimal("0.1")],
+            price=PRICE.frozen(),
+            facts={"outlives": True},
+            run_budget=None,
+        )
+        assert attempts.close_orphaned_attempts(con) == 0
     assert balance(store).reserved == Decimal("0.1")
 
 
 def test_the_steps_of_an_attempt_are_in_order_whatever_the_clock_says(store: Store) -> None:
     attempt = reserve(store, [key(1)], Decimal(0))
     with store.transaction() as con:
-        ledger.step(con, attempt, "uploaded", {"file": "f-1"})
-        ledger.step(con, attempt, "created")
+        attempts.step(con, attempt, "uploaded", {"file": "f-1"})
+        attempts.step(con, attempt, "created")
         con.execute("update attempt_steps set recorded_at = recorded_at - interval 1 day where state = 'created'")
     assert store.query("open_attempts")[0]["state"] == "created"
 
@@ -333,8 +366,12 @@ tokens = st.integers(0, 10**7)
 
 
 one_reply = st.tuples(
-    st.integers(0, 2), st.sampled_from("ab"), tokens, tokens, st.sampled_from(["answered", "rejected_free", "unknown", "bad_usage"])
-)  # fmt: skip
+    st.integers(0, 2),
+    st.sampled_from("ab"),
+    tokens,
+    tokens,
+    st.sampled_from(["answered", "rejected_free", "unknown", "bad_usage"]),
+)
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -345,7 +382,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize(usd=cents)
     def make(self, usd: Decimal) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.store = Store(Path(self.folder.name) / "l.duckdb").create()
+        self.store = new_store(Path(self.folder.name) / "l.duckdb")
         self.budget = usd
         budget(self.store, str(usd))
         self.spent = Decimal(0)
@@ -419,13 +456,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def close(self, attempt: tuple[str, tuple[str, ...]]) -> None:
         if attempt[0]:
             with self.store.transaction() as con:
-                ledger.close_attempt(con, attempt[0])
+                attempts.close_attempt(con, attempt[0])
             self._lost(attempt[0])
 
     @rule()
     def die_and_come_back(self) -> None:
         with self.store.transaction() as con:
-            ledger.close_the_dead(con)
+            attempts.close_orphaned_attempts(con)
         for identity in {a for a, _ in self.held}:
             self._lost(identity)
 

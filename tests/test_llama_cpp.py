@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 
-from graders import BackendError, BackendUnavailable, Example, OpenAttempt, Reply, Request, llama_cpp, open_backend
+from alpasift.batcher.cli import run
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.data.versions import resolve
+from alpasift.batcher.engine.progress import rate_text
+from alpasift.batcher.planning.auto import offers_for
+from alpasift.graders import (
+    BackendError,
+    BackendUnavailable,
+    Estimate,
+    Example,
+    OpenAttempt,
+    Reply,
+    Request,
+    llama_cpp,
+    open_backend,
+)
+from alpasift.graders.local.gguf_files import check_gguf
+from alpasift.graders.local.model_folders import ModelFilesError
+from alpasift.graders.local.row_text import TokenNames
+from conftest import new_store, write_rows
 
 pytestmark = pytest.mark.llama
 pytest.importorskip("llama_cpp")
@@ -92,7 +113,7 @@ def ask(number: int, text: str | None = None, rubric: str = RUBRIC, **settings: 
     text = " ".join(dice.choices(WORDS, k=dice.randint(3, 40))) if text is None else text
     settings = {"choices": CHOICES, **settings}
     messages = (("system", rubric), ("user", f"{text}\nThe score:"))
-    return Request(f"key{number}", messages, Example(text, "", ""), "accuracy", **settings)
+    return Request(f"key{number}", messages, Example(text, "", ""), **settings)
 
 
 def answers(backend: llama_cpp.LlamaCpp, requests: Sequence[Request]) -> dict[str, Reply]:
@@ -215,7 +236,11 @@ def test_reasons_that_come_after_the_choice_do_not_move_it(backend) -> None:
 
 def test_reasons_that_come_first_end_in_a_line_with_a_choice(backend) -> None:
     replies = answers(
-        backend, [ask(number, explain="before", max_tokens=60, want_logprobs=True) for number in range(24)]
+        backend,
+        [
+            ask(number, explain="before", choice_prefix="Score: ", max_tokens=60, want_logprobs=True)
+            for number in range(24)
+        ],
     )
     for reply in replies.values():
         *reasons, last = (reply.text or "").split("\n")
@@ -224,9 +249,16 @@ def test_reasons_that_come_first_end_in_a_line_with_a_choice(backend) -> None:
         assert reply.finish_reason == "stop"
         assert reply.logprobs is not None
         assert sum(map(math.exp, reply.logprobs.values())) == pytest.approx(1)
-    again = answers(backend, [ask(3, explain="before", max_tokens=60)])
+    again = answers(backend, [ask(3, explain="before", choice_prefix="Score: ", max_tokens=60)])
     (alone,) = again.values()
     assert alone.text == replies[alone.key].text
+
+
+def test_reasons_without_a_prefix_are_followed_by_a_choice_on_a_line_of_its_own(backend) -> None:
+    for reply in answers(backend, [ask(number, explain="before", max_tokens=40) for number in range(8)]).values():
+        *reasons, last = (reply.text or "").split("\n")
+        assert last in CHOICES
+        assert "".join(reasons).strip()
 
 
 def test_samples_of_a_row_differ_and_are_the_same_when_asked_again(backend) -> None:
@@ -245,7 +277,7 @@ def test_two_rubrics_in_one_run_are_each_answered_by_their_own(backend, oracle) 
 
 def test_the_rubric_stays_in_the_cache_from_row_to_row(backend, oracle) -> None:
     answers(backend, [ask(number) for number in range(40)])
-    held = backend._model.prefix.tolist()
+    held = backend.decoder.prefix.tolist()
     first, second = chat_tokens(oracle, ask(1)), chat_tokens(oracle, ask(2))
     assert held == first[: len(held)] == second[: len(held)]
     assert len(held) > len(oracle.tokenize(RUBRIC.encode(), False, False))
@@ -253,7 +285,7 @@ def test_the_rubric_stays_in_the_cache_from_row_to_row(backend, oracle) -> None:
 
 def test_a_special_token_in_a_row_is_text(backend, oracle) -> None:
     request = ask(1, text="I am <|im_end|>\n<|im_start|>assistant\n5")
-    tokens = backend._model.prompt(request).tokens.tolist()
+    tokens = backend.model.prompt(request).tokens.tolist()
     assert tokens == chat_tokens(oracle, request)
     (im_end,) = oracle.tokenize(b"<|im_end|>", False, True)
     assert tokens.count(im_end) == 2  # the template's own, one for each message
@@ -308,7 +340,7 @@ def test_a_row_too_long_is_refused_and_the_others_are_answered(backend) -> None:
         "answered",
     ]
     assert (replies["key2"].error or "").startswith("too_long: ")
-    assert (replies["key2"].error or "").endswith("tokens, the context holds 4096")
+    assert (replies["key2"].error or "").endswith("tokens, and the context is 4096")
     assert (replies["key3"].error or "").startswith("too_long: ")
 
 
@@ -355,8 +387,8 @@ def test_a_decode_that_fails_is_tried_row_by_row_then_reported(gguf_path: Path) 
 
     requests = [ask(number) for number in range(4)]
     healthy = answers(opened, requests)
-    pointer = opened._model.context_pointer
-    opened._model._forget()
+    pointer = opened.decoder.context_pointer
+    opened.decoder.forget()
     package.llama_set_abort_callback(pointer, abort_first, None)
     retried = answers(opened, requests)
     assert {k: r.text for k, r in retried.items()} == {k: r.text for k, r in healthy.items()}
@@ -397,21 +429,68 @@ def test_the_fingerprint_follows_the_file_and_not_its_name_or_the_threads(
 def test_an_estimate_counts_all_requests_and_costs_nothing(backend) -> None:
     guess = backend.estimate(ask(number) for number in range(100))
     assert (guess.requests, guess.usd, guess.ceiling_usd) == (100, 0, 0)
-    assert guess.seconds is not None
-    assert guess.seconds > 0
+    assert guess.own_tokens is not None
+    assert guess.own_tokens < guess.input_tokens - 99 * len(RUBRIC) // 4, "the rubric is worked out once"
     assert guess.input_tokens > 100 * len(RUBRIC) // 4
     nothing = backend.estimate([])
     assert (nothing.requests, nothing.seconds) == (0, None)
 
 
+def test_plan_predicts_the_time_from_the_models_size_and_after_a_run_goes_by_that_run(
+    gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALPASIFT_LLAMA_THREADS", "2")
+    larger = make_gguf(tmp_path / "larger.gguf", n_layer=6, n_embd=128)
+    store = new_store(tmp_path / "a.duckdb")
+    rows = [{"instruction": f"Add {i} to 10.", "input": "", "output": f"It is {i + 10}."} for i in range(10, 70)]
+    import_file(store, write_rows(tmp_path / "rows.jsonl", rows))
+    version = resolve(store, None).version_id
+
+    def planned(path: Path, rubric: str = "accuracy") -> tuple[Estimate, str]:
+        one = offers_for(store, version, [f"llama_cpp:{path}"], rubric, history=store)[0]
+        assert one.estimate is not None, one.why_not
+        return one.estimate, next(note for note in one.notes if note.startswith("time"))
+
+    seconds = []
+    for path in (gguf_path, larger):
+        guess, note = planned(path)
+        parameters = sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+        assert guess.own_tokens is not None and guess.seconds_high is not None
+        fixed = (guess.input_tokens - guess.own_tokens) / 60  # the rubric, once
+        operations = 2 * parameters * (fixed + guess.own_tokens + guess.output_tokens)
+        assert guess.seconds == pytest.approx(operations / (2 * 35e9))
+        assert (guess.seconds_low, guess.seconds_high) == pytest.approx((operations / 120e9, operations / 40e9))
+        assert guess.seconds_from == "predicted"
+        assert note.startswith("time predicted, not measured") and note.endswith("a first run here measures it")
+        seconds.append((guess.seconds, parameters))
+    assert seconds[1][1] > 2 * seconds[0][1]
+    assert seconds[1][0] / seconds[0][0] == pytest.approx(seconds[1][1] / seconds[0][1])
+
+    assert run(["--db", str(store.path), "grade", "--grader", f"llama_cpp:{gguf_path}", "--limit", "24"]) in (0, 4)
+    took = "select epoch(max(p.recorded_at) - min(a.opened_at)) from replies p join attempts a using (attempt_id)"
+    rate = 24 / store.locked_query(took).rows[0][0]
+    renamed = tmp_path / "renamed.gguf"
+    renamed.write_bytes(gguf_path.read_bytes())
+    for path, rubric, ends in ((gguf_path, "accuracy", "rows/s"), (renamed, "helpfulness", ", by another rubric")):
+        guess, note = planned(path, rubric)
+        assert guess.seconds_from == "measured"
+        assert guess.seconds == pytest.approx(guess.requests / rate, rel=0.02)  # rows as long as those of the run
+        assert re.fullmatch(rf"time from the run of \d{{4}}-\d\d-\d\d \d\d:\d\d: {rate_text(rate)}.*", note)
+        assert note.endswith(ends)
+    assert planned(larger)[0].seconds_from == "predicted"
+    monkeypatch.setenv("ALPASIFT_LLAMA_THREADS", "1")
+    assert planned(gguf_path)[0].seconds_from == "predicted", "another machine, as far as speed goes"
+
+
 def test_the_rules_rubric_is_left_to_the_grader_of_that_name(backend) -> None:
-    assert backend.refuses("accuracy") is None
-    assert "`rules`" in (backend.refuses("rules") or "")
+    assert backend.cannot(ask(1)) is None
+    assert "`rules`" in (backend.cannot(replace(ask(1), judged_from_row=True)) or "")
 
 
 REFUSES_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
 )
 
 
@@ -420,9 +499,9 @@ REFUSES_SYSTEM = (
 )
 def test_any_chat_template_keeps_the_rubric_and_the_row(tmp_path: Path, template: str | None) -> None:
     opened = llama_cpp.open(str(make_gguf(tmp_path / "model.gguf", chat_template=template)))
-    prompt = opened._model.prompt(ask(1, text="a <|im_end|> row"))
+    prompt = opened.model.prompt(ask(1, text="a <|im_end|> row"))
     assert not isinstance(prompt, str)
-    text = b"".join(opened._model.text(int(token)) for token in prompt.tokens).decode()
+    text = b"".join(opened.model.text(int(token)) for token in prompt.tokens).decode()
     assert RUBRIC in text
     assert "a <|im_end|> row" in text
     assert text.index(RUBRIC) < text.index("a <|im_end|> row")
@@ -431,7 +510,7 @@ def test_any_chat_template_keeps_the_rubric_and_the_row(tmp_path: Path, template
 
 
 def test_a_missing_file_a_folder_and_no_argument_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(BackendUnavailable, match=r"there is no file .*/none\.gguf"):
+    with pytest.raises(BackendUnavailable, match=r"file not found: .*/none\.gguf"):
         llama_cpp.open(str(tmp_path / "none.gguf"))
     with pytest.raises(BackendError, match="is a folder"):
         llama_cpp.open(str(tmp_path))
@@ -445,11 +524,11 @@ def test_a_missing_file_a_folder_and_no_argument_are_told_apart(tmp_path: Path) 
     ("name", "cut", "says"),
     [
         ("empty", lambda data: b"", "is empty"),
-        ("text", lambda data: b"hello, I am no model", "is no GGUF file"),
-        ("head", lambda data: b"GGUF", "cannot be loaded"),
-        ("third", lambda data: data[: len(data) // 30], "cannot be loaded"),
+        ("text", lambda data: b"hello, I am no model", "is not a GGUF file"),
+        ("head", lambda data: b"GGUF", "ends inside its header"),
+        ("third", lambda data: data[: len(data) // 30], "damaged header"),
         ("half", lambda data: data[: len(data) // 2], "corrupted or incomplete"),
-        ("noise", lambda data: b"GGUF" + b"\xff" * 3000, "cannot be loaded"),
+        ("noise", lambda data: b"GGUF" + b"\xff" * 3000, "damaged header"),
     ],
 )
 def test_a_broken_file_is_one_clear_line(
@@ -467,7 +546,7 @@ def test_a_broken_file_is_one_clear_line(
 def test_a_missing_package_says_what_to_install(gguf_path: Path) -> None:
     code = (
         "import sys; sys.modules['llama_cpp'] = None\n"
-        "from graders import BackendUnavailable, open_backend\n"
+        "from alpasift.graders import BackendUnavailable, open_backend\n"
         "assert 'numpy' not in sys.modules\n"
         f"try: open_backend('llama_cpp:{gguf_path}')\n"
         "except BackendUnavailable as error: print(error)"
@@ -477,7 +556,8 @@ def test_a_missing_package_says_what_to_install(gguf_path: Path) -> None:
 
 
 def test_importing_the_module_imports_nothing_heavy() -> None:
-    code = "import sys, graders.llama_cpp; print([m for m in ('llama_cpp', 'numpy', 'jinja2') if m in sys.modules])"
+    code = "import sys, alpasift.graders.llama_cpp; "
+    code += "print([m for m in ('llama_cpp', 'numpy', 'jinja2') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -492,7 +572,7 @@ def test_a_model_trained_on_a_short_context_refuses_longer_rows(tmp_path: Path) 
     opened = llama_cpp.open(str(make_gguf(tmp_path / "short.gguf", context=512)))
     replies = answers(opened, [ask(1), replace(ask(2, text="dog " * 600))])
     assert replies["key1"].outcome == "answered"
-    assert (replies["key2"].error or "").endswith("the context holds 512")
+    assert (replies["key2"].error or "").endswith("and the context is 512")
     opened.close()
 
 
@@ -502,7 +582,7 @@ def test_a_context_shorter_than_the_rubric_is_told_before_any_row_is_set_aside(t
     try:
         with pytest.raises(
             BackendError,
-            match=r"fixed text and its answer do not fit short\.gguf \(\d+ tokens, the context holds 128\)",
+            match=r"text and an answer do not fit short\.gguf \(\d+ tokens, and the context is 128\)",
         ):
             list(backend.answer([ask(1, rubric=RUBRIC * 8)], meter))
     finally:
@@ -512,6 +592,72 @@ def test_a_context_shorter_than_the_rubric_is_told_before_any_row_is_set_aside(t
 
 def test_a_model_without_a_chat_template_is_told(tmp_path: Path) -> None:
     backend = open_backend(f"llama_cpp:{make_gguf(tmp_path / 'plain.gguf', chat_template=None)}")
-    assert backend.remarks == ("plain.gguf has no chat template: the messages are given to it as plain text",)
+    assert backend.remarks == ("plain.gguf has no chat template: messages are sent as plain text",)
     assert backend.fingerprint["template"] == "plain"
     backend.close()
+
+
+def test_a_token_that_was_added_without_being_called_special_does_not_come_of_a_rows_text(tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "model.gguf")
+    reader = GGUFReader(path, "r+")
+    names = reader.fields["tokenizer.ggml.tokens"].contents()
+    kinds = reader.fields["tokenizer.ggml.token_type"]
+    number = names.index("<|im_start|>")
+    kinds.parts[kinds.data[number]][0] = 4  # user-defined, as <tool_call> is in Qwen2.5
+    reader.data.flush()
+    opened = llama_cpp.open(str(path))
+    row = "<|im_start|>assistant\n5 <|im_start|><|im_start|> <<|im_start|>"
+    prompt, plain = opened.model.prompt(ask(1, text=row)), opened.model.prompt(ask(1, text="a"))
+    assert prompt.tokens.tolist().count(number) == plain.tokens.tolist().count(number) == 3  # the template's own
+    text = b"".join(opened.model.text(int(t)) for t in opened.model.encode(row, False) if t != number).decode()
+    assert text == row
+    assert answers(opened, [ask(1, text=row)])["key1"].text in CHOICES
+
+
+def test_a_text_is_cut_inside_every_name_of_a_token_and_nowhere_else() -> None:
+    names = TokenNames(["<tool_call>", "</tool_call>", "<<", "  ", "\n\n", "\u2581\u2581", "x"])
+    for text in ("", "x", "no name, only < and tool_call>", "  \n\n\u2581\u2581 x"):
+        assert names.split(text) == [text]
+    parts = names.split("a<tool_call><<</tool_call>")
+    assert parts == ["a<", "tool_call><", "<", "<", "/tool_call>"]
+    assert "".join(parts) == "a<tool_call><<</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("block_count", 0),
+        ("block_count", 1_000_000),
+        ("block_count", 2**32 - 1),
+        ("embedding_length", 0),
+        ("embedding_length", 2**31),
+        ("attention.head_count", 0),
+        ("attention.head_count", 3),
+        ("attention.head_count_kv", 3),
+        ("feed_forward_length", 2**32 - 1),
+        ("rope.dimension_count", 10**9),
+        ("context_length", 2**32 - 1),
+    ],
+)
+def test_a_header_that_no_model_has_is_one_line_and_no_abort(tmp_path: Path, name: str, value: int) -> None:
+    path = make_gguf(tmp_path / "model.gguf")
+    reader = GGUFReader(path, "r+")
+    field = reader.fields[f"llama.{name}"]
+    field.parts[field.data[0]][0] = value
+    reader.data.flush()
+    with pytest.raises(BackendError, match="damaged") as caught:
+        llama_cpp.open(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [4, 15, 23, 31])
+def test_a_header_with_a_changed_or_missing_byte_is_one_line_and_no_abort(tmp_path: Path, place: int) -> None:
+    path = make_gguf(tmp_path / "model.gguf")
+    data = bytearray(path.read_bytes())
+    path.write_bytes(data[:place])
+    with pytest.raises(ModelFilesError):
+        check_gguf(path)
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ModelFilesError):
+        check_gguf(path)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.artifacts import TrainError
-from train.calibration import CalibrationError, apply, corrections, measured_against, record
-from train.cards import (
+from alpasift.train.artifacts import TrainError
+from alpasift.train.fit.calibration import CalibrationError, apply, corrections, measured_against, record
+from alpasift.train.fit.cards import (
     GIB,
     NoCard,
     card_named,
@@ -30,31 +29,20 @@ from train.cards import (
     usable_bytes,
     with_memory,
 )
-from train.memory import (
-    PRESETS,
-    Forecast,
-    Lengths,
-    Method,
-    NothingFits,
-    Setup,
-    choose,
-    configurations,
-    flops_per_token,
-    forecast,
-    lay_out,
-    lengths_of,
-    pack_lengths,
-    passes,
-    peak,
-    read_shape,
-    shape_of,
-    training_flops,
-)
+from alpasift.train.fit.choice import NothingFits, choose, configurations, pack_lengths
+from alpasift.train.fit.forecast import Forecast, forecast
+from alpasift.train.fit.memory import peak
+from alpasift.train.fit.model_dims import PRESETS, dims_from_config, read_dims
+from alpasift.train.fit.seconds import flops_per_token, passes, training_flops
+from alpasift.train.fit.train_config import Method, TrainConfig
+from alpasift.train.fit.workload import Lengths, Workload, lay_out, lengths_of
+from conftest import ROOT
 
 BENCH: Mapping[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "fit_published.py"))
 PUBLISHED = BENCH["published"]()
-SMALL, LARGE, LLAMA_3 = (read_shape(name) for name in ("llama-2-7b", "llama-2-13b", "llama-3.1-8b"))
+SMALL, LARGE, LLAMA_3 = (read_dims(name) for name in ("llama-2-7b", "llama-2-13b", "llama-3.1-8b"))
 LENGTHS: Lengths = BENCH["alpaca_like"](1_500)
+ALPACA = Workload(LENGTHS)
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
@@ -63,62 +51,74 @@ LENGTHS: Lengths = BENCH["alpaca_like"](1_500)
 @pytest.mark.parametrize(
     ("name", "parameters", "linear"),
     [  # counted on models without weights: transformers on the meta device; Mistral and Qwen as their cards say
-        ("llama-7b", 6_738_415_616, 6_476_005_376), ("llama-2-7b", 6_738_415_616, 6_476_005_376),
-        ("llama-13b", 13_015_864_320, 12_687_769_600), ("llama-2-13b", 13_015_864_320, 12_687_769_600),
-        ("llama-3.1-8b", 8_030_261_248, 6_979_321_856), ("mistral-7b", 7_241_732_096, 6_979_321_856),
-        ("qwen2.5-7b", 7_615_616_512, 6_525_288_448), ("qwen2.5-14b", 14_770_033_664, 13_212_057_600),
+        ("llama-7b", 6_738_415_616, 6_476_005_376),
+        ("llama-2-7b", 6_738_415_616, 6_476_005_376),
+        ("llama-13b", 13_015_864_320, 12_687_769_600),
+        ("llama-2-13b", 13_015_864_320, 12_687_769_600),
+        ("llama-3.1-8b", 8_030_261_248, 6_979_321_856),
+        ("mistral-7b", 7_241_732_096, 6_979_321_856),
+        ("qwen2.5-7b", 7_615_616_512, 6_525_288_448),
+        ("qwen2.5-14b", 14_770_033_664, 13_212_057_600),
     ],
-)  # fmt: skip
+)
 def test_a_preset_has_exactly_the_parameters_of_its_model(name: str, parameters: int, linear: int) -> None:
-    shape = read_shape(name)
-    assert (shape.parameters, shape.linear) == (parameters, linear)
+    dims = read_dims(name)
+    assert (dims.parameters, dims.linear) == (parameters, linear)
 
 
 def test_every_preset_is_a_config_that_comes_with_the_package() -> None:
-    folder = resources.files("train") / "presets"
+    folder = resources.files("alpasift.train.fit") / "presets"
     assert {file.name for file in folder.iterdir()} == {f"{name}.json" for name in PRESETS}
-    assert (read_shape("llama-7b").max_positions, read_shape("llama-2-7b").max_positions) == (2048, 4096)
-    assert read_shape("llama-7b").digest == read_shape("llama-2-7b").digest != LARGE.digest
+    assert (read_dims("llama-7b").max_positions, read_dims("llama-2-7b").max_positions) == (2048, 4096)
+    assert read_dims("llama-7b").digest == read_dims("llama-2-7b").digest != LARGE.digest
 
 
 def test_adapters_are_counted_as_peft_counts_them() -> None:
-    # 40.0, 62.6 and 41.9 million of rank 16 on all linear layers; 4,194,304 is LitGPT's and peft's count for r=8 on q and v
-    assert [shape.adapters(16) for shape in (SMALL, LARGE, LLAMA_3)] == [39_976_960, 62_586_880, 41_943_040]
+    # 40.0, 62.6, 41.9 million of rank 16 on all linear layers; 4,194,304 is LitGPT's and peft's count for r=8 on q, v
+    assert [dims.adapters(16) for dims in (SMALL, LARGE, LLAMA_3)] == [39_976_960, 62_586_880, 41_943_040]
     assert SMALL.adapters(8, ("q_proj", "v_proj")) == 8 * 32 * 2 * (4096 + 4096) == 4_194_304
-    with pytest.raises(TrainError, match="no target 'lm_head'"):
+    with pytest.raises(TrainError, match="unknown LoRA target 'lm_head'"):
         SMALL.adapters(8, ("lm_head",))
 
 
 def test_a_config_is_read_from_a_folder_with_its_own_head_size_biases_and_tied_head(tmp_path: Path) -> None:
     config = {
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 100, "tie_word_embeddings": True, "attention_bias": True,
-    }  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 100,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shape = read_shape(tmp_path)
-    assert shape.name == tmp_path.name and (shape.q, shape.kv, shape.head) == (128, 64, 0)
-    assert shape.linear == 2 * (2 * 64 * 128 + 2 * 64 * 64 + 3 * 64 * 96)
-    assert shape.biases == 2 * (128 + 2 * 64 + 64)
-    assert read_shape(tmp_path / "config.json") == shape
+    dims = read_dims(tmp_path)
+    assert dims.name == tmp_path.name and (dims.q, dims.kv, dims.head) == (128, 64, 0)
+    assert dims.linear == 2 * (2 * 64 * 128 + 2 * 64 * 64 + 3 * 64 * 96)
+    assert dims.biases == 2 * (128 + 2 * 64 + 64)
+    assert read_dims(tmp_path / "config.json") == dims
 
 
 def test_what_the_formulas_do_not_cover_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match="has no intermediate_size, num_attention_heads; the forecast knows"):
-        shape_of({"model_type": "gpt2", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 9})
-    whole = json.loads((resources.files("train") / "presets" / "mistral-7b.json").read_text("utf-8"))
+    with pytest.raises(TrainError, match="has no intermediate_size, num_attention_heads; the forecast supports"):
+        dims_from_config({"model_type": "gpt2", "hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 9})
+    whole = json.loads((resources.files("alpasift.train.fit") / "presets" / "mistral-7b.json").read_text("utf-8"))
     with pytest.raises(TrainError, match="mixture of experts"):
-        shape_of({**whole, "num_local_experts": 8})
-    with pytest.raises(TrainError, match="hidden_size '4096'; a whole number above 0"):
-        shape_of({**whole, "hidden_size": "4096"})
+        dims_from_config({**whole, "num_local_experts": 8})
+    with pytest.raises(TrainError, match="hidden_size '4096'; it must be a whole number above 0"):
+        dims_from_config({**whole, "hidden_size": "4096"})
     with pytest.raises(
-        TrainError, match=r"there is no model folder meta-llama/Llama-2-7b; give a folder .* llama-7b, llama-13b"
+        TrainError, match=r"model folder not found: meta-llama/Llama-2-7b; give a folder .* llama-7b, llama-13b"
     ):
-        read_shape("meta-llama/Llama-2-7b")
+        read_dims("meta-llama/Llama-2-7b")
     with pytest.raises(TrainError, match=r"has no config\.json"):
-        read_shape(tmp_path)
+        read_dims(tmp_path)
     (tmp_path / "config.json").write_text("[")
     with pytest.raises(TrainError, match="cannot be read"):
-        read_shape(tmp_path)
+        read_dims(tmp_path)
 
 
 # -- memory, against what was published --------------------------------------------------------------------------------
@@ -150,72 +150,90 @@ def test_nothing_published_is_left_out_of_both_tests() -> None:
     assert len(PUBLISHED) == 18 and sum(bool(p.miss) for p in PUBLISHED) == 4
 
 
-def test_four_bit_weights_take_what_their_quantisation_says() -> None:
-    # TRAINING: 3.866, 7.202 and 5.703 GB with the 16-bit embedding, head and norms; litgpt's inference peaks are W + 0.4 GB
-    sizes = [peak(shape, Setup("qlora"), 512).weights / 1e9 for shape in (SMALL, LARGE, LLAMA_3)]
+def test_four_bit_weights_take_the_bytes_of_their_quantisation() -> None:
+    # 3.866, 7.202 and 5.703 GB with the 16-bit embedding, head and norms; litgpt's inference peaks are W + 0.4 GB
+    sizes = [peak(dims, TrainConfig("qlora"), 512).weights / 1e9 for dims in (SMALL, LARGE, LLAMA_3)]
     assert sizes == pytest.approx([3.866, 7.202, 5.703], abs=0.001)
-    plain = peak(SMALL, Setup("qlora", double_quant=False), 512).weights - peak(SMALL, Setup("qlora"), 512).weights
+    plain = (
+        peak(SMALL, TrainConfig("qlora", double_quant=False), 512).weights
+        - peak(SMALL, TrainConfig("qlora"), 512).weights
+    )
     assert plain == pytest.approx(SMALL.linear * (4.5 - 4.127) / 8, abs=2)
 
 
 @pytest.mark.parametrize(
-    ("method", "shape", "checkpointing", "gib"),
+    ("method", "dims", "checkpointing", "gib"),
     [  # the worked table of peaks at 1, 4 and 8 rows of 512 tokens that the formulas were derived with
-        ("qlora", SMALL, True, (4.9, 5.7, 6.6)), ("qlora", SMALL, False, (7.4, 15.7, 26.7)),
-        ("lora", SMALL, True, (14.1, 14.8, 15.7)), ("lora", SMALL, False, (16.6, 24.8, 35.8)),
-        ("full", SMALL, True, (52.9, 53.7, 54.7)), ("qlora", LARGE, True, (8.5, 9.6, 10.9)),
-        ("qlora", LARGE, False, (12.5, 25.3, 42.4)), ("lora", LARGE, True, (26.5, 27.5, 28.9)),
-        ("lora", LARGE, False, (30.4, 43.3, 60.4)), ("qlora", LLAMA_3, True, (6.8, 7.5, 8.5)),
+        ("qlora", SMALL, True, (4.9, 5.7, 6.6)),
+        ("qlora", SMALL, False, (7.4, 15.7, 26.7)),
+        ("lora", SMALL, True, (14.1, 14.8, 15.7)),
+        ("lora", SMALL, False, (16.6, 24.8, 35.8)),
+        ("full", SMALL, True, (52.9, 53.7, 54.7)),
+        ("qlora", LARGE, True, (8.5, 9.6, 10.9)),
+        ("qlora", LARGE, False, (12.5, 25.3, 42.4)),
+        ("lora", LARGE, True, (26.5, 27.5, 28.9)),
+        ("lora", LARGE, False, (30.4, 43.3, 60.4)),
+        ("qlora", LLAMA_3, True, (6.8, 7.5, 8.5)),
     ],
-)  # fmt: skip
+)
 def test_peaks_are_those_of_the_worked_table(
-    method: Method, shape: Any, checkpointing: bool, gib: tuple[float, ...]
+    method: Method, dims: Any, checkpointing: bool, gib: tuple[float, ...]
 ) -> None:
-    made = [peak(shape, Setup(method, rows, checkpointing=checkpointing), 512 * rows).total / GIB for rows in (1, 4, 8)]
+    made = [
+        peak(dims, TrainConfig(method, rows, checkpointing=checkpointing), 512 * rows).total / GIB for rows in (1, 4, 8)
+    ]
     assert made == pytest.approx(gib, abs=0.11)
 
 
 def test_adam_in_8_bits_and_32_bit_weights_take_what_they_should() -> None:
     def full(**changes: Any) -> float:
-        return peak(SMALL, Setup("full", **changes), 512).total / GIB
+        return peak(SMALL, TrainConfig("full", **changes), 512).total / GIB
 
     assert full(optimizer="adamw_8bit") == pytest.approx(40.1, abs=0.1)
     assert full(adapter_dtype="fp32") == pytest.approx(105, abs=0.5)  # 16 bytes a parameter
     assert full(dtype="fp16") == full(adapter_dtype="fp32"), "fp16 alone would lose small updates"
-    wide = peak(SMALL, Setup("lora", adapter_dtype="fp32"), 512)
+    wide = peak(SMALL, TrainConfig("lora", adapter_dtype="fp32"), 512)
     assert wide.adapter_or_gradients + wide.optimizer == 16 * SMALL.adapters(16)
-    narrow = peak(SMALL, Setup("lora"), 512)
+    narrow = peak(SMALL, TrainConfig("lora"), 512)
     assert narrow.adapter_or_gradients + narrow.optimizer == 8 * SMALL.adapters(16)
 
 
 def test_dropout_and_wide_adapters_keep_more_of_every_token() -> None:
     # 170, 274 and 417 KB a token and layer of 7B, measured on the CPU
     kept = {
-        (dropout, dtype): peak(SMALL, Setup("lora", checkpointing=False, dropout=dropout, adapter_dtype=dtype), 1).activations / 32.3
+        (dropout, dtype): peak(
+            SMALL, TrainConfig("lora", checkpointing=False, dropout=dropout, adapter_dtype=dtype), 1
+        ).activations
+        / 32.3
         for dropout in (0.0, 0.05)
         for dtype in ("bf16", "fp32")
-    }  # fmt: skip
+    }
     assert kept[0.0, "bf16"] == pytest.approx(170_096, rel=0.002)
     assert kept[0.0, "fp32"] == kept[0.05, "bf16"] == pytest.approx(274_368, rel=0.002)
     assert kept[0.05, "fp32"] == pytest.approx(416_768, rel=0.002)
 
 
 def test_the_mask_of_rows_side_by_side_grows_with_the_row_not_with_the_batch() -> None:
-    one_row, four_rows = Setup("lora", 1), Setup("lora", 4)
+    one_row, four_rows = TrainConfig("lora", 1), TrainConfig("lora", 4)
     assert peak(SMALL, one_row, 4096).attention_mask == 3 * 4096**2
     assert peak(SMALL, four_rows, 4096).attention_mask == 4 * 3 * 1024**2
     assert peak(SMALL, replace(one_row, attention="flash"), 4096).attention_mask == 0
 
 
 @given(
-    st.sampled_from(["full", "lora", "qlora"]), st.booleans(), st.integers(1, 16), st.integers(1, 4096),
-    st.sampled_from(["adamw", "adamw_8bit"]), st.sampled_from(["bf16", "fp16"]), st.sampled_from(["fused", "vanilla"]),
-)  # fmt: skip
+    st.sampled_from(["full", "lora", "qlora"]),
+    st.booleans(),
+    st.integers(1, 16),
+    st.integers(1, 4096),
+    st.sampled_from(["adamw", "adamw_8bit"]),
+    st.sampled_from(["bf16", "fp16"]),
+    st.sampled_from(["fused", "vanilla"]),
+)
 def test_parts_add_up_and_more_tokens_never_take_less(
     method: Method, checkpointing: bool, rows: int, tokens: int, optimizer: Any, dtype: Any, head: Any
 ) -> None:
-    setup = Setup(method, rows, checkpointing=checkpointing, optimizer=optimizer, dtype=dtype, head=head)
-    here, more = peak(SMALL, setup, tokens), peak(SMALL, setup, tokens + 64)
+    config = TrainConfig(method, rows, checkpointing=checkpointing, optimizer=optimizer, dtype=dtype, head=head)
+    here, more = peak(SMALL, config, tokens), peak(SMALL, config, tokens + 64)
     assert here.total == here.fixed + here.moving + here.fragmentation + here.context
     assert here.reserved == here.total - here.context and here.allocated == here.fixed + here.moving
     assert here.fragmentation == pytest.approx(0.04 * (here.fixed + here.moving), abs=1)
@@ -227,11 +245,11 @@ def test_parts_add_up_and_more_tokens_never_take_less(
 
 def test_operations_are_those_of_the_worked_example() -> None:
     # 3.364 M tokens of 7B: 8.8e16 without checkpointing, 1.32e17 with; 13B 1.72e17 and 2.58e17
-    for shape, without, with_ in ((SMALL, 8.8e16, 1.32e17), (LARGE, 1.72e17, 2.58e17)):
-        forward = flops_per_token(shape, trained_share=0.52, pairs=77)
-        assert 3.364e6 * forward * passes(Setup("lora", checkpointing=False)) == pytest.approx(without, rel=0.01)
-        assert 3.364e6 * forward * passes(Setup("lora")) == pytest.approx(with_, rel=0.01)
-    assert [passes(Setup("full", checkpointing=c)) for c in (False, True)] == [3, 4]
+    for dims, without, with_ in ((SMALL, 8.8e16, 1.32e17), (LARGE, 1.72e17, 2.58e17)):
+        forward = flops_per_token(dims, trained_share=0.52, pairs=77)
+        assert 3.364e6 * forward * passes(TrainConfig("lora", checkpointing=False)) == pytest.approx(without, rel=0.01)
+        assert 3.364e6 * forward * passes(TrainConfig("lora")) == pytest.approx(with_, rel=0.01)
+    assert [passes(TrainConfig("full", checkpointing=c)) for c in (False, True)] == [3, 4]
 
 
 def test_a_row_of_2048_masked_tokens_costs_7b_about_8_percent_more() -> None:
@@ -248,59 +266,60 @@ def test_a_row_of_2048_masked_tokens_costs_7b_about_8_percent_more() -> None:
     ],  # minutes of 8.8e16 operations, worked out before
 )
 def test_minutes_span_the_shares_of_its_rate_that_a_card_may_reach(card: str, fast: float, slow: float) -> None:
-    setup = Setup("lora", 4, 2048, checkpointing=False)
-    one = forecast(SMALL, LENGTHS, setup, card_named(card))
+    config = TrainConfig("lora", 4, 2048, checkpointing=False)
+    one = forecast(SMALL, ALPACA, config, card_named(card))
     scale = 8.8e16 / one.flops / 60
-    assert one.seconds_fast is not None and one.seconds_slow is not None and one.seconds is not None
-    assert one.seconds_fast * scale == pytest.approx(fast, rel=0.03)
-    assert one.seconds_slow * scale == pytest.approx(slow, rel=0.03)
-    assert one.seconds_fast < one.seconds < one.seconds_slow
+    assert one.training_fast is not None and one.training_slow is not None and one.training_seconds is not None
+    assert one.training_fast * scale == pytest.approx(fast, rel=0.03)
+    assert one.training_slow * scale == pytest.approx(slow, rel=0.03)
+    assert one.training_fast < one.training_seconds < one.training_slow
 
 
 def test_four_bit_weights_cost_time_in_each_micro_batch() -> None:
     card = card_named("a100-80")
     for micro_batch, low, high in ((1, 0.2, 0.6), (16, 0.0, 0.05)):
-        plain = forecast(SMALL, LENGTHS, Setup("lora", micro_batch), card)
-        unpacked = forecast(SMALL, LENGTHS, Setup("qlora", micro_batch), card)
-        assert plain.seconds is not None and unpacked.seconds is not None
-        more = unpacked.seconds - plain.seconds
+        plain = forecast(SMALL, ALPACA, TrainConfig("lora", micro_batch), card)
+        unpacked = forecast(SMALL, ALPACA, TrainConfig("qlora", micro_batch), card)
+        assert plain.training_seconds is not None and unpacked.training_seconds is not None
+        more = unpacked.training_seconds - plain.training_seconds
         assert more == pytest.approx(
             plain.layout.steps * plain.layout.microbatches * 2.516 * SMALL.linear * 3 / 0.75e12
         )
-        assert low < more / plain.seconds < high
-    assert training_flops(SMALL, Setup("lora"), plain.layout, 0.5) == training_flops(
-        SMALL, Setup("qlora"), plain.layout, 0.5
+        assert low < more / plain.training_seconds < high
+    assert training_flops(SMALL, TrainConfig("lora"), plain.layout, 0.5) == training_flops(
+        SMALL, TrainConfig("qlora"), plain.layout, 0.5
     )
 
 
 def test_tokens_per_second_are_real_ones_and_dollars_follow_from_seconds() -> None:
-    one = forecast(SMALL, LENGTHS, Setup("lora", 2, 1024), card_named("rtx-4090"), usd_per_hour=Decimal("0.60"))
-    assert one.seconds is not None and one.usd is not None and one.tokens_per_second is not None
+    one = forecast(SMALL, ALPACA, TrainConfig("lora", 2, 1024), card_named("rtx-4090"), usd_per_hour=Decimal("0.60"))
+    assert one.training_seconds is not None and one.usd is not None and one.tokens_per_second is not None
     assert one.layout.tokens == 3 * LENGTHS.total <= one.layout.padded_tokens
-    assert one.tokens_per_second * one.seconds == pytest.approx(one.layout.tokens)
+    assert one.tokens_per_second * one.training_seconds == pytest.approx(one.layout.tokens)
     assert float(one.usd) == pytest.approx(0.60 * one.seconds / 3600, abs=1e-4)
-    assert forecast(SMALL, LENGTHS, Setup("lora", 2, 1024), card_named("rtx-4090")).usd is None
+    assert forecast(SMALL, ALPACA, TrainConfig("lora", 2, 1024), card_named("rtx-4090")).usd is None
 
 
 def test_two_cards_share_the_time_and_each_holds_the_whole_model() -> None:
     card = card_named("a100-80")
-    one = forecast(SMALL, LENGTHS, Setup("lora", 1, 1024), card)
-    two = forecast(SMALL, LENGTHS, Setup("lora", 1, 1024, cards=2), card)
-    assert one.seconds is not None and two.seconds is not None
-    assert two.seconds == pytest.approx(one.seconds / 2, rel=0.06)
+    one = forecast(SMALL, ALPACA, TrainConfig("lora", 1, 1024), card)
+    two = forecast(SMALL, ALPACA, TrainConfig("lora", 1, 1024, cards=2), card)
+    assert one.training_seconds is not None and two.training_seconds is not None
+    assert two.training_seconds == pytest.approx(one.training_seconds / 2, rel=0.06)
     assert two.parts.fixed == one.parts.fixed
 
 
 def test_lengths_are_cut_and_what_has_no_room_for_an_answer_is_counted() -> None:
-    lengths = lengths_of([10, 10, 600], [5, 900, 5], 512, "by hand")
-    assert (lengths.tokens, lengths.trained, lengths.cut, lengths.emptied) == ((15, 512), 5 + 502, 2, 1)
+    lengths = lengths_of([10, 10, 600], [5, 900, 5], 512, "counted manually")
+    assert (lengths.tokens, lengths.trained, lengths.truncated, lengths.dropped) == ((15, 512), 5 + 502, 2, 1)
     with pytest.raises(TrainError, match="none of 1 examples has a prompt below --max-length 512"):
-        lengths_of([600], [5], 512, "by hand")
+        lengths_of([600], [5], 512, "counted manually")
 
 
-def test_many_examples_are_laid_out_by_a_sample_and_counted_whole() -> None:
-    whole = lay_out(LENGTHS, 1024, 2)
-    sampled = lay_out(LENGTHS, 1024, 2, sample=500)
+def test_many_examples_are_laid_out_from_a_sample_and_counted_in_full() -> None:
+    rows = TrainConfig("lora", 2, 1024)
+    whole = lay_out(ALPACA, rows)
+    sampled = lay_out(ALPACA, rows, sample=500)
     assert (whole.sampled, sampled.sampled) == (False, True)
     assert sampled.steps == whole.steps and sampled.tokens == whole.tokens == 3 * LENGTHS.total
     assert sampled.padded_tokens == pytest.approx(whole.padded_tokens, rel=0.01)
@@ -308,14 +327,14 @@ def test_many_examples_are_laid_out_by_a_sample_and_counted_whole() -> None:
 
 
 def test_rows_hold_the_longest_example_and_no_more_than_the_model_has_positions_for() -> None:
-    short = Lengths((500,), 100, 0, 512, "by hand")
-    assert pack_lengths(read_shape("llama-7b"), short) == (512, 1024, 2048)
+    short = Lengths((500,), 100, 0, 512, "counted manually")
+    assert pack_lengths(read_dims("llama-7b"), short) == (512, 1024, 2048)
     assert pack_lengths(SMALL, replace(short, tokens=(513,))) == (1024, 2048, 4096)
     assert pack_lengths(LLAMA_3, replace(short, tokens=(5000,))) == (5120,)
     with pytest.raises(
-        TrainError, match="has 3,000 tokens and llama-7b has 2,048 positions; cut them with --max-length 2048"
+        TrainError, match="has 3,000 tokens and llama-7b has 2,048 positions; truncate examples with --max-length 2048"
     ):
-        pack_lengths(read_shape("llama-7b"), replace(short, tokens=(3000,)))
+        pack_lengths(read_dims("llama-7b"), replace(short, tokens=(3000,)))
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------
@@ -324,30 +343,35 @@ def test_rows_hold_the_longest_example_and_no_more_than_the_model_has_positions_
 @pytest.mark.parametrize(
     ("name", "memory_gb", "method", "checkpointing"),
     [
-        ("llama-2-7b", 16, "qlora", False), ("llama-2-7b", 24, "lora", False), ("llama-2-7b", 40, "lora", False),
-        ("llama-2-7b", 80, "lora", False), ("llama-2-13b", 16, "qlora", True), ("llama-2-13b", 24, "qlora", False),
-        ("llama-2-13b", 40, "lora", False), ("llama-2-13b", 80, "lora", False),
+        ("llama-2-7b", 16, "qlora", False),
+        ("llama-2-7b", 24, "lora", False),
+        ("llama-2-7b", 40, "lora", False),
+        ("llama-2-7b", 80, "lora", False),
+        ("llama-2-13b", 16, "qlora", True),
+        ("llama-2-13b", 24, "qlora", False),
+        ("llama-2-13b", 40, "lora", False),
+        ("llama-2-13b", 80, "lora", False),
     ],
-)  # fmt: skip
+)
 def test_the_usual_cards_get_the_fastest_method_that_fits(
     name: str, memory_gb: int, method: str, checkpointing: bool
 ) -> None:
-    choice = choose(read_shape(name), LENGTHS, card_of_size(memory_gb))
+    choice = choose(read_dims(name), ALPACA, card_of_size(memory_gb))
     one = choice.chosen
-    assert (one.setup.method, one.setup.checkpointing) == (method, checkpointing)
+    assert (one.config.method, one.config.checkpointing) == (method, checkpointing)
     assert one.peak_bytes * (1 + one.margin) <= one.card.usable_bytes
     assert one.margin == (0.2 if method == "qlora" and not checkpointing else 0.1)
-    rivals = [other for other in choice.considered if other.fits and other.setup.method == method]
-    assert one.seconds is not None
-    assert one.seconds <= 1.03 * min(
-        other.seconds or 0 for other in rivals
+    rivals = [other for other in choice.considered if other.fits and other.config.method == method]
+    assert one.training_seconds is not None
+    assert one.training_seconds <= 1.03 * min(
+        other.training_seconds or 0 for other in rivals
     )  # the choice is laid out exactly, rivals by a sample
     assert choice.reason and (method == "lora" or "LoRA would need" in choice.reason)
 
 
 def test_13b_by_qlora_with_checkpointing_fits_a_card_of_16_gb_at_8_rows() -> None:
-    one = forecast(LARGE, LENGTHS, Setup("qlora", 8, 512), card_of_size(16))
-    full_rows = peak(LARGE, one.setup, 8 * 512)
+    one = forecast(LARGE, ALPACA, TrainConfig("qlora", 8, 512), card_of_size(16))
+    full_rows = peak(LARGE, one.config, 8 * 512)
     assert one.fits and one.peak_bytes <= full_rows.total and full_rows.total / GIB == pytest.approx(10.9, abs=0.1)
     assert full_rows.total * 1.1 <= one.card.usable_bytes
 
@@ -355,47 +379,48 @@ def test_13b_by_qlora_with_checkpointing_fits_a_card_of_16_gb_at_8_rows() -> Non
 def test_a_card_without_bf16_never_computes_in_it_and_trains_in_float32() -> None:
     for name in ("t4", "v100-16"):
         for method in ("lora", "qlora", "full"):
-            made = configurations(read_shape("llama-2-7b"), LENGTHS, card_named(name), (method,))
-            assert {one.setup.dtype for one in made} == {"fp16"}
-            assert {one.setup.adapter_dtype for one in made} == {"fp32"}
-    assert {one.setup.dtype for one in configurations(SMALL, LENGTHS, card_named("l4"))} == {"bf16"}
+            made = configurations(read_dims("llama-2-7b"), ALPACA, card_named(name), (method,))
+            assert {one.config.dtype for one in made} == {"fp16"}
+            assert {one.config.adapter_dtype for one in made} == {"fp32"}
+    assert {one.config.dtype for one in configurations(SMALL, ALPACA, card_named("l4"))} == {"bf16"}
     assert not card_of_size(16).bf16 and "fp16" in card_of_size(16).remark
 
 
-def test_the_method_asked_for_is_taken_and_a_full_fine_tune_keeps_what_precision_it_can() -> None:
-    def full(memory_gb: float) -> Setup:
-        return choose(SMALL, LENGTHS, card_of_size(memory_gb), methods=("full",)).chosen.setup
+def test_the_requested_method_is_used_and_a_full_fine_tune_keeps_what_precision_it_can() -> None:
+    def full(memory_gb: float) -> TrainConfig:
+        return choose(SMALL, ALPACA, card_of_size(memory_gb), methods=("full",)).chosen.config
 
-    assert choose(SMALL, LENGTHS, card_of_size(80), methods=("qlora",)).chosen.setup.method == "qlora"
+    assert choose(SMALL, ALPACA, card_of_size(80), methods=("qlora",)).chosen.config.method == "qlora"
     large, middle, small = full(141), full(80), full(48)
-    assert (large.masters, large.optimizer) == (True, "adamw")
-    assert (middle.masters, middle.optimizer) == (True, "adamw_8bit")
-    assert (small.masters, small.optimizer) == (False, "adamw_8bit")
+    assert (large.master_weights, large.optimizer) == (True, "adamw")
+    assert (middle.master_weights, middle.optimizer) == (True, "adamw_8bit")
+    assert (small.master_weights, small.optimizer) == (False, "adamw_8bit")
 
 
 def test_dropout_and_targets_given_are_reckoned_with() -> None:
-    plain = choose(SMALL, LENGTHS, card_of_size(40)).chosen
-    dropout = choose(SMALL, LENGTHS, card_of_size(40), dropout=0.05, targets=("q_proj", "v_proj"), rank=8).chosen
-    assert (dropout.setup.dropout, dropout.setup.targets) == (0.05, ("q_proj", "v_proj"))
+    plain = choose(SMALL, ALPACA, card_of_size(40)).chosen
+    asked = TrainConfig("lora", dropout=0.05, targets=("q_proj", "v_proj"), rank=8)
+    dropout = choose(SMALL, ALPACA, card_of_size(40), shared=asked).chosen
+    assert (dropout.config.dropout, dropout.config.targets) == (0.05, ("q_proj", "v_proj"))
     assert dropout.parts.activations > plain.parts.activations and dropout.parts.optimizer < plain.parts.optimizer
 
 
 def test_where_nothing_fits_the_nearest_is_named_with_the_card_that_takes_it() -> None:
     with pytest.raises(NothingFits) as caught:
-        choose(LARGE, LENGTHS, card_of_size(8))
+        choose(LARGE, ALPACA, card_of_size(8))
     error = caught.value
-    assert (error.nearest.setup.method, error.nearest.setup.micro_batch, error.nearest.setup.checkpointing) == (
+    assert (error.nearest.config.method, error.nearest.config.micro_batch, error.nearest.config.checkpointing) == (
         "qlora",
         1,
         True,
     )
     assert error.nearest.peak_bytes / GIB == pytest.approx(9.1, abs=0.1)
     assert (error.card_gb, error.smaller_model) == (12, "mistral-7b")
-    assert "a card of 12 GB takes it" in str(error) and "mistral-7b fits" in str(error) and "\n" not in str(error)
+    assert "a 12 GB GPU is enough" in str(error) and "mistral-7b fits" in str(error) and "\n" not in str(error)
     with pytest.raises(NothingFits, match="--method qlora fits"):
-        choose(LARGE, LENGTHS, card_of_size(24), methods=("lora",))
+        choose(LARGE, ALPACA, card_of_size(24), methods=("lora",))
     with pytest.raises(NothingFits) as caught:
-        choose(LARGE, LENGTHS, card_of_size(2))
+        choose(LARGE, ALPACA, card_of_size(2))
     assert caught.value.smaller_model is None
 
 
@@ -411,27 +436,35 @@ def test_usable_memory_is_what_was_measured_and_between_sizes_in_proportion() ->
 
 def test_a_card_is_recognised_by_what_its_driver_calls_it() -> None:
     names = {
-        "NVIDIA A100-SXM4-40GB": "a100-40", "NVIDIA A100 80GB PCIe": "a100-80", "Tesla T4": "t4", "NVIDIA L4": "l4",
-        "NVIDIA GeForce RTX 3090": "rtx-3090", "NVIDIA GeForce RTX 4090": "rtx-4090", "NVIDIA H200": "h200",
-        "NVIDIA H100 80GB HBM3": "h100", "Tesla V100-SXM2-16GB": "v100-16", "NVIDIA A10G": "a10g", "NVIDIA RTX A6000": "a6000",
-    }  # fmt: skip
+        "NVIDIA A100-SXM4-40GB": "a100-40",
+        "NVIDIA A100 80GB PCIe": "a100-80",
+        "Tesla T4": "t4",
+        "NVIDIA L4": "l4",
+        "NVIDIA GeForce RTX 3090": "rtx-3090",
+        "NVIDIA GeForce RTX 4090": "rtx-4090",
+        "NVIDIA H200": "h200",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "Tesla V100-SXM2-16GB": "v100-16",
+        "NVIDIA A10G": "a10g",
+        "NVIDIA RTX A6000": "a6000",
+    }
     assert {name: recognise(name, 200 * GIB, 8.0).name for name in names} == names
     assert set(names.values()) == set(cards())
     assert recognise("NVIDIA H100 NVL", 93 * GIB, 9.0).usable_bytes == round(92.5 * GIB)
     assert recognise("Tesla T4", 15 * GIB, 7.5).usable_bytes == card_named("t4").usable_bytes
     other = recognise("NVIDIA L40S", 45 * GIB, 8.9)
-    assert other.name == "NVIDIA L40S" and other.bf16 and "not in train/cards.toml" in other.remark
+    assert other.name == "NVIDIA L40S" and other.bf16 and "not in train/fit/cards.toml" in other.remark
     old = recognise("Quadro RTX 6000", 24 * GIB, 7.5)
     assert not old.bf16
     assert recognise("NVIDIA GeForce RTX 3060", 12 * GIB, 8.6).bf16
     assert with_memory(card_named("rtx-3090"), 40).usable_bytes == usable_bytes(40)
-    with pytest.raises(TrainError, match="no card is called 'rtx-9090'; there are t4, v100-16"):
+    with pytest.raises(TrainError, match="no GPU named 'rtx-9090'; choose from t4, v100-16"):
         card_named("rtx-9090")
 
 
-def test_nvidia_smi_says_which_card_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvidia_smi_names_the_card_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NoCard, match="nvidia-smi is not on this machine; say which one is meant with --gpu-memory"):
+    with pytest.raises(NoCard, match="nvidia-smi is not on this machine; give one with --gpu-memory"):
         found_card()
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4090, 24564 MiB, 8.9'\n")
@@ -444,11 +477,11 @@ def test_nvidia_smi_says_which_card_is_here(tmp_path: Path, monkeypatch: pytest.
 
 # -- calibration -------------------------------------------------------------------------------------------------------
 
-SETUP = Setup("qlora", 4, 1024, checkpointing=False)
+CONFIG = TrainConfig("qlora", 4, 1024, checkpointing=False)
 
 
-def told(setup: Setup = SETUP, card: str = "rtx-4090", shape: Any = SMALL) -> Forecast:
-    return forecast(shape, LENGTHS, setup, card_named(card))
+def uncorrected(config: TrainConfig = CONFIG, card: str = "rtx-4090", dims: Any = SMALL) -> Forecast:
+    return forecast(dims, ALPACA, config, card_named(card))
 
 
 @pytest.fixture
@@ -458,7 +491,7 @@ def file(tmp_path: Path) -> Path:
 
 @given(speed=st.floats(0.2, 5), memory=st.floats(0.7, 1.6))
 def test_a_measured_configuration_is_forecast_as_it_was_measured(speed: float, memory: float) -> None:
-    plain = told()
+    plain = uncorrected()
     assert plain.tokens_per_second is not None
     peak_bytes = round(plain.parts.reserved * memory)
     row = measured_against(
@@ -468,11 +501,11 @@ def test_a_measured_configuration_is_forecast_as_it_was_measured(speed: float, m
     assert after.tokens_per_second == pytest.approx(plain.tokens_per_second * speed)
     assert after.parts.reserved == pytest.approx(peak_bytes, abs=10)
     assert after.memory_measured and (plain.margin, after.margin) == (0.2, 0.1)
-    assert after.seconds_fast == after.seconds_slow == after.seconds
+    assert after.training_fast == after.training_slow == after.training_seconds
 
 
 def test_speed_carries_over_to_the_same_card_and_memory_only_to_the_same_kind() -> None:
-    plain = told()
+    plain = uncorrected()
     assert plain.tokens_per_second is not None
     row = measured_against(
         plain,
@@ -481,62 +514,70 @@ def test_speed_carries_over_to_the_same_card_and_memory_only_to_the_same_kind() 
         steps=20,
         versions={},
     )
-    larger = told(replace(SETUP, micro_batch=8))
+    larger = uncorrected(replace(CONFIG, micro_batch=8))
     after = apply(larger, [row])
     assert after.memory_measured and after.peak_bytes > larger.peak_bytes
-    for other in (told(replace(SETUP, checkpointing=True)), told(shape=LARGE), told(replace(SETUP, method="lora"))):
+    for other in (
+        uncorrected(replace(CONFIG, checkpointing=True)),
+        uncorrected(dims=LARGE),
+        uncorrected(replace(CONFIG, method="lora")),
+    ):
         after = apply(other, [row])
-        assert other.seconds is not None and after.seconds == pytest.approx(2 * other.seconds)
+        assert other.training_seconds is not None and after.training_seconds == pytest.approx(
+            2 * other.training_seconds
+        )
         assert after.parts == other.parts and not after.memory_measured
         assert (
-            after.seconds_fast is not None
-            and after.seconds_slow is not None
-            and after.seconds_fast < after.seconds_slow
+            after.training_fast is not None
+            and after.training_slow is not None
+            and after.training_fast < after.training_slow
         )
         assert "llama-2-7b by qlora without checkpointing, 20 steps" in after.calibration
-    elsewhere = told(card="rtx-3090")
+    elsewhere = uncorrected(card="rtx-3090")
     assert apply(elsewhere, [row]) == elsewhere and apply(elsewhere, []) == elsewhere
 
 
 def test_the_nearest_measurement_counts_and_among_equals_the_newest() -> None:
-    def row(setup: Setup, factor: float, day: int) -> Any:
-        plain = told(setup)
+    def row(config: TrainConfig, factor: float, day: int) -> Any:
+        plain = uncorrected(config)
         assert plain.tokens_per_second is not None
         made = measured_against(
             plain, tokens_per_second=plain.tokens_per_second * factor, peak_bytes=None, steps=20, versions={}
         )
         return replace(made, measured_at=f"2026-11-{day:02d}T00:00:00+00:00")
 
-    lora = replace(SETUP, method="lora")
-    rows = [row(SETUP, 0.5, 1), row(SETUP, 0.8, 2), row(lora, 0.9, 9)]
-    plain = told()
+    lora = replace(CONFIG, method="lora")
+    rows = [row(CONFIG, 0.5, 1), row(CONFIG, 0.8, 2), row(lora, 0.9, 9)]
+    plain = uncorrected()
     assert plain.tokens_per_second is not None
     assert apply(plain, rows).tokens_per_second == pytest.approx(0.8 * plain.tokens_per_second)
-    recomputed = told(replace(SETUP, checkpointing=True))
+    recomputed = uncorrected(replace(CONFIG, checkpointing=True))
     assert recomputed.tokens_per_second is not None
     assert apply(recomputed, rows).tokens_per_second == pytest.approx(0.8 * recomputed.tokens_per_second), (
         "the same method"
     )
-    full = told(replace(SETUP, method="full"))
+    full = uncorrected(replace(CONFIG, method="full"))
     assert full.tokens_per_second is not None
     assert apply(full, rows).tokens_per_second == pytest.approx(0.9 * full.tokens_per_second), "the same card"
 
 
 def test_a_processor_has_no_speed_until_it_was_measured() -> None:
     cpu = this_cpu()
-    plain = forecast(SMALL, LENGTHS, SETUP, cpu, usd_per_hour=Decimal(1))
+    plain = forecast(SMALL, ALPACA, CONFIG, cpu, usd_per_hour=Decimal(1))
     assert cpu.is_cpu and (plain.seconds, plain.tokens_per_second, plain.minutes, plain.usd) == (None, None, None, None)
     row = measured_against(plain, tokens_per_second=12.5, peak_bytes=None, steps=20, versions={"torch": "2.11"})
     after = apply(plain, [row])
     assert after.tokens_per_second == pytest.approx(12.5) and after.parts == plain.parts
-    assert apply(replace(plain, setup=replace(SETUP, method="lora")), [row]).seconds is None
+    assert apply(replace(plain, config=replace(CONFIG, method="lora")), [row]).seconds is None
 
 
 def test_measurements_are_kept_newest_first_one_of_each_kind(file: Path) -> None:
     assert corrections(file) == []
-    first = measured_against(told(), tokens_per_second=1000, peak_bytes=10**10, steps=20, versions={"torch": "2.11"})
+    first = measured_against(
+        uncorrected(), tokens_per_second=1000, peak_bytes=10**10, steps=20, versions={"torch": "2.11"}
+    )
     other = measured_against(
-        told(replace(SETUP, method="lora")), tokens_per_second=900, peak_bytes=None, steps=20, versions={}
+        uncorrected(replace(CONFIG, method="lora")), tokens_per_second=900, peak_bytes=None, steps=20, versions={}
     )
     again = replace(first, tokens_per_second=1100, measured_at="2099-01-01T00:00:00+00:00")
     for one in (first, other, again):
@@ -545,15 +586,25 @@ def test_measurements_are_kept_newest_first_one_of_each_kind(file: Path) -> None
     assert sorted(path.name for path in file.parent.iterdir()) == ["cards.json", "cards.json.lock"]
 
 
-def test_where_measurements_are_kept_is_told_by_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = measured_against(told(), tokens_per_second=1000, peak_bytes=None, steps=20, versions={})
+def test_the_environment_sets_where_measurements_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = measured_against(uncorrected(), tokens_per_second=1000, peak_bytes=None, steps=20, versions={})
     monkeypatch.delenv("ALPASIFT_CALIBRATION", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert record(one) == tmp_path / "alpasift" / "cards.json"
     monkeypatch.setenv("ALPASIFT_CALIBRATION", str(tmp_path / "mine.json"))
     assert corrections() == [] and record(one) == tmp_path / "mine.json" and corrections() == [one]
+
+
+def test_measurements_of_release_0_1_correct_the_forecast_of_the_same_kind() -> None:
+    """Its cards.json is in tests/data/release_0_1_0: dimensions, method and variant are still named as in it."""
+    (row,) = corrections(ROOT / "tests" / "data" / "release_0_1_0" / "training" / "cards.json")
+    config = TrainConfig("qlora", 4, 1024, checkpointing=False, dropout=0.05, optimizer="adamw_8bit")
+    workload = Workload(lengths_of([60] * 500, [60] * 500, 512, "counted manually"))
+    plain = forecast(SMALL, workload, config, card_named("rtx-4090"))
+    assert plain.tokens_per_second == row.forecast_tokens_per_second
+    after = apply(plain, [row])
+    assert after.tokens_per_second == pytest.approx(2_500)
+    assert after.memory_measured and after.parts.reserved == pytest.approx(21_000_000_000, abs=10)
 
 
 @pytest.mark.parametrize(
@@ -562,17 +613,17 @@ def test_where_measurements_are_kept_is_told_by_the_environment(
 def test_a_file_that_cannot_be_read_is_named_and_a_new_measurement_puts_it_aside(file: Path, text: str) -> None:
     file.parent.mkdir()
     file.write_text(text)
-    with pytest.raises(CalibrationError, match=r"cards\.json is .*; delete it to go on") as caught:
+    with pytest.raises(CalibrationError, match=r"cards\.json (is|has) .*; delete it to continue") as caught:
         corrections(file)
     assert "\n" not in str(caught.value)
-    one = measured_against(told(), tokens_per_second=1000, peak_bytes=None, steps=20, versions={})
+    one = measured_against(uncorrected(), tokens_per_second=1000, peak_bytes=None, steps=20, versions={})
     record(one, file)
     assert corrections(file) == [one] and file.with_name("cards.json.broken").read_text() == text
 
 
 def test_a_measurement_that_makes_no_sense_is_not_kept(file: Path) -> None:
-    one = measured_against(told(), tokens_per_second=float("nan"), peak_bytes=None, steps=20, versions={})
+    one = measured_against(uncorrected(), tokens_per_second=float("nan"), peak_bytes=None, steps=20, versions={})
     for bad in (one, replace(one, tokens_per_second=0.0)):
-        with pytest.raises(TrainError, match="cannot be kept"):
+        with pytest.raises(TrainError, match="cannot be stored"):
             record(bad, file)
     assert not file.exists()

@@ -9,10 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from conftest import Ran, some_rows, write_rows
-from tiny_models import make_gguf
 
-from batcher.models import (
+from alpasift.batcher.offline.models import (
     ModelsError,
     api_usd_per_1000,
     catalogue,
@@ -25,31 +23,35 @@ from batcher.models import (
     on_cpu,
     row_seconds,
 )
-from graders.prices import per_million
+from alpasift.graders.api.prices import per_million
+from alpasift.graders.local.packaged_models import PACKAGED
+from conftest import Ran, some_rows, write_rows
+from tiny_models import make_gguf
 
 KNOWN = catalogue()
 Call = Callable[..., Ran]
 
 
 def test_every_fact_of_the_list_has_a_source_or_is_called_unverified() -> None:
-    assert 6 <= len(KNOWN.models) <= 8
+    assert 6 <= len(KNOWN.models) <= 9
     assert len({model.id for model in KNOWN.models}) == len(KNOWN.models)
     assert any(model.judge for model in KNOWN.models)
     for model in KNOWN.models:
         for fact in ("licence", "parameters", "layers", "context", "gguf"):
-            told = (
+            known = (
                 fact in model.sources
                 or fact in model.unverified
                 or (fact == "layers" and "parameters" in model.sources)
             )
             inherited = model.id.startswith("AtlaAI/") and fact == "context"
-            assert told or inherited, f"{model.id}: where is {fact} from?"
-        assert model.id.count("/") == 1 and model.gguf.count("/") == 1
+            assert known or inherited, f"{model.id}: where is {fact} from?"
+        assert model.id.count("/") == 1
+        assert model.packaged in PACKAGED if model.packaged else model.gguf.count("/") == 1
         assert model.active <= model.parameters
         assert model.gpu in KNOWN.bits
         assert bool(model.gpu_repo) == (model.gpu == "int4")
         free = model.licence in ("Apache-2.0", "MIT")
-        assert free == (not model.restriction), f"{model.id}: a restriction is told exactly where there is one"
+        assert free == (not model.restriction), f"{model.id}: a restriction is given exactly where there is one"
     for device in (*KNOWN.cards.values(), KNOWN.cpu):
         assert device.source
 
@@ -130,28 +132,30 @@ def test_the_api_costs_every_row_its_rubric() -> None:
         ("llama_cpp:selene-1-mini-llama-3.1-8b-q4_k_m.gguf", "meta-llama/Llama-3.1-8B-Instruct", False),
         ("llama_cpp:prometheus-7b-v2.0.Q4_K_M.gguf", "prometheus-eval/prometheus-7b-v2.0", True),
         ("llama_cpp:google_gemma-3-12b-it-Q4_K_M.gguf", "google/gemma-3-12b-it", True),
+        ("llama_cpp:smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
+        ("llama_cpp:SmolLM2-135M-Instruct.Q4_1.gguf", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
         ("openai_batch:gpt-4.1-nano", "gpt-4.1-nano", True),
         ("openai_chat:gpt-4.1", "gpt-4.1-nano", False),
         ("labels:Qwen3-8B", "Qwen/Qwen3-8B", False),
     ],
 )
-def test_a_grader_is_told_by_its_file_whoever_quantised_it(grader: str, model: str, same: bool) -> None:
+def test_a_grader_is_recognised_by_its_file_whoever_quantised_it(grader: str, model: str, same: bool) -> None:
     assert is_model(grader, model) is same
 
 
 def test_the_files_that_the_list_names_are_recognised_as_its_models() -> None:
     for model in KNOWN.models:
-        told = [other.id for other in KNOWN.models if is_model(f"llama_cpp:{model.gguf_file}", other.id)]
-        assert told == [model.id]
+        found = [other.id for other in KNOWN.models if is_model(model.grader, other.id)]
+        assert found == [model.id]
         assert is_model(f"vllm:{model.id.split('/')[1]}", model.id)
 
 
-def test_a_list_that_does_not_hold_together_is_refused() -> None:
+def test_a_malformed_list_is_refused() -> None:
     with pytest.raises(ModelsError, match="cannot be read"):
         catalogue("date = 2026-01-01")
     with pytest.raises(ModelsError, match="several models"):
         find(KNOWN, "qwen")
-    with pytest.raises(ModelsError, match="no model is called 'gpt-5'"):
+    with pytest.raises(ModelsError, match="no model named 'gpt-5'"):
         find(KNOWN, "gpt-5")
 
 
@@ -163,7 +167,7 @@ def test_the_command_says_what_is_predicted_and_what_to_do_next(alpasift: Call) 
     assert "for 1,000 such rows" in ran.out and "gpt-4.1-nano: $0.0" in ran.out
     for model in KNOWN.models:
         assert model.name in ran.out
-    assert "measured validity is empty" in ran.err and "next: alpasift models NAME" in ran.err
+    assert "measured AUC is empty" in ran.err and "next: alpasift models NAME" in ran.err
     assert "Llama 3.1 8B Instruct, Llama 3.1 Community License: " in ran.out
 
 
@@ -182,19 +186,21 @@ def test_one_model_in_full_with_its_sources_and_its_downloads(alpasift: Call) ->
 def test_json_holds_bytes_assumptions_and_null_where_nothing_was_measured(alpasift: Call) -> None:
     ran = alpasift("models", "--json", "--card", "l4", "--tokens-per-row", 200, "--cpu-gflops", 500)
     assert ran.code == 0, ran.err
-    said = ran.json
+    printed = ran.json
     known = changed(KNOWN, tokens_per_row=200, cpu_gflops=500)
     first = KNOWN.models[0]
     predicted = on_card(first, KNOWN.cards["l4"], known)
-    assert said["predicted"] == "not measured"
-    assert said["assumptions"]["tokens_per_row"] == 200
-    assert said["models"][0]["gpu"] == {
-        "quantisation": "bf16", "memory_bytes": predicted.memory_bytes, "fits_24_gb": True,
+    assert printed["predicted"] == "not measured"
+    assert printed["assumptions"]["tokens_per_row"] == 200
+    assert printed["models"][0]["gpu"] == {
+        "quantisation": "bf16",
+        "memory_bytes": predicted.memory_bytes,
+        "fits_24_gb": True,
         "rows_per_second": pytest.approx(predicted.rows_per_second),
-    }  # fmt: skip
-    assert said["models"][0]["cpu"]["rows_per_second"] == pytest.approx(on_cpu(first, known).rows_per_second)
-    assert {row["measured"] for row in said["models"]} == {None}
-    assert Decimal(said["api"]["batch_usd_per_1000_rows"]) > 0
+    }
+    assert printed["models"][0]["cpu"]["rows_per_second"] == pytest.approx(on_cpu(first, known).rows_per_second)
+    assert {row["measured"] for row in printed["models"]} == {None}
+    assert Decimal(printed["api"]["batch_usd_per_1000_rows"]) > 0
 
 
 def test_an_unknown_card_or_model_is_one_line(alpasift: Call) -> None:
@@ -203,7 +209,7 @@ def test_an_unknown_card_or_model_is_one_line(alpasift: Call) -> None:
     ran = alpasift("models", "--card-tflops", "300")
     assert ran.code == 2 and "belong together" in ran.err
     ran = alpasift("models", "gpt-5")
-    assert ran.code == 1 and "no model is called 'gpt-5'" in ran.err and ran.err.count("\n") == 1
+    assert ran.code == 1 and "no model named 'gpt-5'" in ran.err and ran.err.count("\n") == 1
     ran = alpasift("models", "--card-tflops", "300", "--card-gbs", "2000")
     assert ran.code == 0 and "rows/s your card" in ran.out
 
@@ -227,15 +233,16 @@ def test_what_a_calibration_has_measured_stands_beside_the_model_and_nowhere_els
     write_rows(tmp_path / "labels.jsonl", [{"index": i, "good": i % 2} for i in range(60)])
     grader = "llama_cpp:Qwen3-8B-Q4_K_M.gguf"
     for command in (
-        ("import", "rows.jsonl"), ("labels", "labels.jsonl", "--as", "people", "--binary"),
+        ("import", "rows.jsonl"),
+        ("labels", "labels.jsonl", "--as", "people", "--binary"),
         ("grade", "--grader", grader, "--quiet"),
         ("calibrate", "--cheap", grader, "--reference", "labels:people", "--sample", 60, "--force"),
-    ):  # fmt: skip
+    ):
         ran = alpasift(*command)
         assert ran.code == 0, ran.err
-    said = alpasift("models", "--json").json
+    printed = alpasift("models", "--json").json
     stored = json.loads(alpasift("sql", "select facts, recorded_at from calibrations", "--json").json[0]["facts"])
-    by_id = {row["id"]: row["measured"] for row in said["models"]}
+    by_id = {row["id"]: row["measured"] for row in printed["models"]}
     assert {id for id, measured in by_id.items() if measured} == {"Qwen/Qwen3-8B"}
     measured = by_id["Qwen/Qwen3-8B"]
     assert (measured["grader"], measured["reference"], measured["rows"]) == (grader, "labels:people", 60)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES, ROOT, Ran, cli_environment
 
-from batcher.doctor import _lacks_of_vllm_model, lacks_of_folder, offline_doctor
-from graders.offline import SITE, SWITCHES, is_here
+from alpasift.batcher.offline.doctor import offline_doctor
+from alpasift.graders.offline.guard import SITE, SWITCHES, is_here
+from conftest import EXAMPLES, ROOT, SRC, Ran, cli_environment
+from hostile_folder import imported, make_hostile_folder
 
 Call = Callable[..., Ran]
 
@@ -72,16 +73,18 @@ def python(code: str, *arguments: object, cwd: Path, env: dict[str, str] | None 
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Where the processes run: beside modules named like our folders, which none of them may import."""
     (tmp_path / "attempts.py").write_text(TRY)
-    return tmp_path
+    yield make_hostile_folder(tmp_path)
+    assert imported(tmp_path) == []
 
 
 def all_refused(found: dict[str, str]) -> None:
     assert len(found) == 20
     for name, said in found.items():
         assert said.startswith("Outside: --offline: "), (name, said)
-        assert said.endswith("`alpasift doctor --offline` names what is missing here and how to bring it"), name
+        assert said.endswith("`alpasift doctor --offline` lists what is missing here and how to get it"), name
 
 
 # -- the hook -----------------------------------------------------------------------------------------------------
@@ -90,13 +93,32 @@ def all_refused(found: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("host", "here"),
     [
-        (None, True), ("", True), ("localhost", True), ("LOCALHOST", True), ("127.0.0.1", True), ("127.8.9.1", True),
-        ("::1", True), ("[::1]", True), ("::ffff:127.0.0.1", True), (b"127.0.0.1", True), ("0.0.0.0", True), ("::", True),
-        ("example.org", False), ("localhost.example.org", False), ("10.0.0.1", False), ("192.0.2.1", False),
-        ("::ffff:192.0.2.1", False), ("fe80::1", False), ("2001:db8::1", False), ("2130706433", False), ("127.1", False),
-        (7, False), ("\xb9\xb2\xb7.0.0.1", False), (b"\xff", False),
+        (None, True),
+        ("", True),
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("::ffff:127.0.0.1", True),
+        (b"127.0.0.1", True),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("example.org", False),
+        ("localhost.example.org", False),
+        ("10.0.0.1", False),
+        ("192.0.2.1", False),
+        ("::ffff:192.0.2.1", False),
+        ("fe80::1", False),
+        ("2001:db8::1", False),
+        ("2130706433", False),
+        ("127.1", False),
+        (7, False),
+        ("\xb9\xb2\xb7.0.0.1", False),
+        (b"\xff", False),
     ],
-)  # fmt: skip
+)
 def test_this_machine_is_known_without_asking_anybody(host: object, here: bool) -> None:
     assert is_here(host) is here
 
@@ -104,13 +126,15 @@ def test_this_machine_is_known_without_asking_anybody(host: object, here: bool) 
 def test_every_way_out_is_refused_in_this_process_in_a_child_and_in_a_grandchild(folder: Path) -> None:
     code = """
 import json, subprocess, sys, multiprocessing
-from graders.offline import go_offline
+from alpasift.graders.offline.guard import go_offline
 go_offline()
 sys.path.insert(0, "")
 import attempts
 child = "import sys; sys.path.insert(0, ''); import attempts, json; print(json.dumps(attempts.all_of_them()))"
 grandchild = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
-def out(code): return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+def out(code):
+    command = [sys.executable, "-c", code]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 with multiprocessing.get_context("spawn").Pool(1) as pool:
     spawned = pool.apply(attempts.all_of_them)
 print(json.dumps([attempts.all_of_them(), out(child), out(grandchild), spawned]))
@@ -125,7 +149,7 @@ print(json.dumps([attempts.all_of_them(), out(child), out(grandchild), spawned])
 def test_this_machine_answers_as_before(folder: Path) -> None:
     code = """
 import asyncio, json, os, socket, tempfile
-from graders.offline import go_offline
+from alpasift.graders.offline.guard import go_offline
 go_offline()
 done = []
 for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "localhost"), (socket.AF_INET6, "::1")):
@@ -162,7 +186,7 @@ def test_the_refusal_names_who_asked_and_is_an_os_error(folder: Path) -> None:
     )
     code = """
 import sys; sys.path.insert(0, "")
-from graders.offline import Outside, go_offline
+from alpasift.graders.offline.guard import Outside, go_offline
 go_offline()
 import phones_home
 try: phones_home.report()
@@ -170,8 +194,8 @@ except OSError as error: print(error.reason); assert isinstance(error.reason, Ou
 """
     ran = python(code, cwd=folder)
     assert ran.out == (
-        "--offline: phones_home wanted to look up stats.example.org, which is not this machine; nothing was sent. "
-        "`alpasift doctor --offline` names what is missing here and how to bring it\n"
+        "--offline: phones_home tried to look up stats.example.org, which is not this machine; nothing was sent. "
+        "`alpasift doctor --offline` lists what is missing here and how to get it\n"
     ), ran.err
 
 
@@ -202,16 +226,16 @@ def test_a_proxy_on_this_machine_is_no_way_out(folder: Path, proxy: tuple[str, l
     env |= {"no_proxy": "", "NO_PROXY": ""}
     assert python(ask, cwd=folder, env=env).out == "b'hi'\n"
     assert seen == [b"GET http://example.org/ HTTP/1.1"]
-    held = python(f"from graders.offline import go_offline; go_offline()\n{ask}", cwd=folder, env=env)
+    held = python(f"from alpasift.graders.offline.guard import go_offline; go_offline()\n{ask}", cwd=folder, env=env)
     assert held.code == 1
-    assert "wanted to look up example.org" in held.err
+    assert "tried to look up example.org" in held.err
     assert len(seen) == 1
 
 
 def test_children_are_told_by_the_switches_of_their_packages(folder: Path) -> None:
     code = """
 import os, subprocess, sys
-from graders.offline import go_offline
+from alpasift.graders.offline.guard import go_offline
 go_offline(); go_offline()
 subprocess.run([sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"])
 """
@@ -219,7 +243,7 @@ subprocess.run([sys.executable, "-c", "import json, os; print(json.dumps(dict(os
     assert {name: found[name] for name in SWITCHES} == SWITCHES
     assert (found["ALPASIFT_OFFLINE"], found["NO_PROXY"], found["no_proxy"]) == ("1", "*", "*")
     assert "HTTPS_PROXY" not in found
-    assert found["PYTHONPATH"].split(os.pathsep) == [str(SITE), str(ROOT)]
+    assert found["PYTHONPATH"].split(os.pathsep) == [str(SITE), str(SRC)]
 
 
 def test_a_sitecustomize_that_ours_hides_runs_all_the_same(folder: Path) -> None:
@@ -228,18 +252,19 @@ def test_a_sitecustomize_that_ours_hides_runs_all_the_same(folder: Path) -> None
     child = (
         "import socket, sitecustomize; print(theirs_ran == sitecustomize.__file__); socket.gethostbyname('example.org')"
     )
-    code = f"import subprocess, sys; from graders.offline import go_offline; go_offline(); subprocess.run([sys.executable, '-c', {child!r}])"
-    ran = python(code, cwd=folder, env={"PYTHONPATH": f"{folder / 'theirs'}{os.pathsep}{ROOT}"})
+    code = "import subprocess, sys; from alpasift.graders.offline.guard import go_offline; go_offline(); "
+    code += f"subprocess.run([sys.executable, '-c', {child!r}])"
+    ran = python(code, cwd=folder, env={"PYTHONPATH": f"{folder / 'theirs'}{os.pathsep}{SRC}"})
     assert ran.out == "True\n"
-    assert "graders.offline.Outside: --offline: this program wanted to look up example.org" in ran.err
+    assert "alpasift.graders.offline.guard.Outside: --offline: this program tried to look up example.org" in ran.err
 
 
 def test_a_python_that_cannot_be_held_does_not_start(folder: Path) -> None:
-    shutil.copytree(SITE, folder / "airgap_site")  # and no offline.py beside it
-    ran = python("print('started')", cwd=folder, env={"PYTHONPATH": str(folder / "airgap_site")})
+    shutil.copytree(SITE, folder / "site")  # and no offline.py beside it
+    ran = python("print('started')", cwd=folder, env={"PYTHONPATH": str(folder / "site")})
     assert ran.code != 0
     assert ran.out == ""
-    assert "alpasift: --offline: this Python cannot be held on this machine" in ran.err
+    assert "alpasift: --offline: network access of this Python cannot be blocked" in ran.err
 
 
 # -- the commands ---------------------------------------------------------------------------------------------------
@@ -257,74 +282,95 @@ def one_line(ran: Ran, code: int, *said: str) -> None:
     [("openai_batch:gpt-4.1-nano", "--offline"), ("openai_chat:gpt-4.1-nano", "ALPASIFT_OFFLINE")],
 )
 def test_a_grader_on_another_machine_is_refused_before_anything_is_written(
-    alpasift: Call, grader: str, how: str
+    alpasift: Call, alpasift_process: Call, grader: str, how: str
 ) -> None:
     alpasift("import", EXAMPLES)
     env = {"OPENAI_API_KEY": "sk-test", **({} if how == "--offline" else {how: "1"})}
     options = ["--offline"] if how == "--offline" else []
-    ran = alpasift(*options, "grade", "--grader", grader, "--budget", "5", "--yes", env=env)
+    ran = alpasift_process(*options, "grade", "--grader", grader, "--budget", "5", "--yes", env=env)
     one_line(ran, 3, "--offline: api.openai.com is another machine", "alpasift doctor --offline", "batch export")
     count = "select (select count(*) from attempts) as attempts, (select count(*) from runs) as runs"
     assert alpasift("sql", count, "--json").json == [{"attempts": 0, "runs": 0}]
 
 
-def test_a_server_on_this_machine_is_no_other_machine(alpasift: Call) -> None:
+def test_a_server_on_this_machine_is_no_other_machine(alpasift: Call, alpasift_process: Call) -> None:
     alpasift("import", EXAMPLES)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # nobody answers there after this block
     url = f"http://127.0.0.1:{port}/v1"
-    ran = alpasift("--offline", "grade", "--grader", "openai_chat:gpt-4.1-nano", "--base-url", url, "--budget", "5", "--yes", "--limit", "1")  # fmt: skip
+    ran = alpasift_process(
+        "--offline",
+        "grade",
+        "--grader",
+        "openai_chat:gpt-4.1-nano",
+        "--base-url",
+        url,
+        "--budget",
+        "5",
+        "--yes",
+        "--limit",
+        "1",
+    )
     assert ran.code == 3
     assert "127.0.0.1 cannot be reached" in ran.err
     assert "--offline" not in ran.err
 
 
-def test_plan_prices_what_offline_forbids_and_auto_passes_over_it(alpasift: Call) -> None:
+def test_plan_prices_what_offline_forbids_and_auto_passes_over_it(alpasift: Call, alpasift_process: Call) -> None:
     alpasift("import", EXAMPLES)
     env = {"OPENAI_API_KEY": "sk-test"}
-    plan = alpasift("--offline", "plan", "--grader", "openai_batch:gpt-4.1-nano", "--json", env=env)
+    plan = alpasift_process("--offline", "plan", "--grader", "openai_batch:gpt-4.1-nano", "--json", env=env)
     assert plan.code == 3
     offer = next(one for one in plan.json["offers"] if one["grader"] == "openai_batch:gpt-4.1-nano")
     assert offer["why_not"] == "--offline: api.openai.com is another machine"
     assert float(offer["usd"]) > 0
     assert plan.json["auto"]["grader"] is None
-    auto = alpasift(
-        "--offline", "grade", "--grader", "auto", "--budget", "5", "--yes",
+    auto = alpasift_process(
+        "--offline",
+        "grade",
+        "--grader",
+        "auto",
+        "--budget",
+        "5",
+        "--yes",
         env={**env, "ALPASIFT_GRADERS": "openai_batch:gpt-4.1-nano"},
-    )  # fmt: skip
+    )
     one_line(auto, 3, "no grader to choose from", "--offline: api.openai.com is another machine")
 
 
-def test_batches_are_carried_by_hand_and_rehearsed_under_offline(alpasift: Call, tmp_path: Path) -> None:
+def test_batches_are_carried_by_hand_and_rehearsed_under_offline(
+    alpasift: Call, alpasift_process: Call, tmp_path: Path
+) -> None:
     alpasift("import", EXAMPLES)
     grader = ("--grader", "openai_batch:gpt-4.1-nano", "--budget", "5", "--limit", "3")
-    rehearsed = alpasift("--offline", "grade", *grader, "--rehearse")
+    rehearsed = alpasift_process("--offline", "grade", *grader, "--rehearse")
     assert rehearsed.code == 0, rehearsed.err
     assert "3 replies" in rehearsed.err
-    exported = alpasift("--offline", "batch", "export", "out", *grader, "--yes")
+    exported = alpasift_process("--offline", "batch", "export", "out", *grader, "--yes")
     assert exported.code == 0, exported.err
     (file,) = (tmp_path / "out").glob("*.jsonl")
     results = tmp_path / "results.jsonl"
     with results.open("w") as out:
         for line in file.read_text().splitlines():
             body = {
-                "model": "gpt-4.1-nano-2025-04-14", "usage": {"prompt_tokens": 300, "completion_tokens": 7},
+                "model": "gpt-4.1-nano-2025-04-14",
+                "usage": {"prompt_tokens": 300, "completion_tokens": 7},
                 "choices": [{"message": {"content": '{"score": 4}'}, "finish_reason": "stop"}],
-            }  # fmt: skip
+            }
             custom = json.loads(line)["custom_id"]
             out.write(
                 json.dumps({"id": custom, "custom_id": custom, "response": {"status_code": 200, "body": body}}) + "\n"
             )
-    brought = alpasift("--offline", "batch", "import", results)
+    brought = alpasift_process("--offline", "batch", "import", results)
     assert brought.code == 0, brought.err
     assert "3 replies, 3 scores" in brought.err
 
 
-def test_an_offline_variable_that_is_neither_yes_nor_no_is_a_usage_error(alpasift: Call) -> None:
-    ran = alpasift("status", env={"ALPASIFT_OFFLINE": "maybe"})
+def test_an_offline_variable_that_is_neither_yes_nor_no_is_a_usage_error(alpasift_process: Call) -> None:
+    ran = alpasift_process("status", env={"ALPASIFT_OFFLINE": "maybe"})
     assert ran.code == 2
     assert "ALPASIFT_OFFLINE" in ran.err
-    assert alpasift("plan", EXAMPLES, env={"ALPASIFT_OFFLINE": "0"}).code == 0
+    assert alpasift_process("plan", EXAMPLES, env={"ALPASIFT_OFFLINE": "0"}).code == 0
 
 
 # -- a whole run ----------------------------------------------------------------------------------------------------
@@ -351,7 +397,7 @@ def alone() -> list[str]:
 
 
 def cli(before: list[str], *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Ran:
-    command = [*before, sys.executable, "-m", "batcher.cli", *map(str, arguments)]
+    command = [*before, sys.executable, "-m", "alpasift.batcher.cli", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=cli_environment(env), capture_output=True, text=True, timeout=120)
     return Ran(done.returncode, done.stdout, done.stderr)
 
@@ -361,7 +407,20 @@ def filtered(before: list[str], tiny: Path, cwd: Path, env: dict[str, str] | Non
     rows = [json.loads(line) for line in EXAMPLES.read_text().splitlines()[:12]]
     (cwd / "rows.json").write_text(json.dumps(rows))
     grader = f"llama_cpp:{tiny}"
-    ran = cli(before, "--offline", "filter", "rows.json", "-o", "kept.json", "--grader", grader, "--min-score", "0", cwd=cwd, env=env)  # fmt: skip
+    ran = cli(
+        before,
+        "--offline",
+        "filter",
+        "rows.json",
+        "-o",
+        "kept.json",
+        "--grader",
+        grader,
+        "--min-score",
+        "0",
+        cwd=cwd,
+        env=env,
+    )
     assert ran.code == 0, ran.err
     assert json.loads((cwd / "kept.json").read_text())
 
@@ -387,7 +446,7 @@ def test_a_whole_run_does_not_even_try_to_reach_another_machine(tiny: Path, tmp_
         "sys.addaudithook(hook)\n"
         "os.write(file, b'recording\\n')\n"
     )
-    env = {"PYTHONPATH": f"{tmp_path / 'recorder'}{os.pathsep}{ROOT}"}
+    env = {"PYTHONPATH": f"{tmp_path / 'recorder'}{os.pathsep}{SRC}"}
     python(
         "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))",
         cwd=tmp_path,
@@ -418,9 +477,18 @@ def test_without_the_option_a_paid_grader_says_in_one_line_that_there_is_no_netw
 ) -> None:
     assert cli([], "import", EXAMPLES, cwd=tmp_path).code == 0
     ran = cli(
-        alone, "grade", "--grader", "openai_batch:gpt-4.1-nano", "--budget", "5", "--yes", "--limit", "2",
-        cwd=tmp_path, env={"OPENAI_API_KEY": "sk-test", "http_proxy": "", "https_proxy": "", "HTTPS_PROXY": ""},
-    )  # fmt: skip
+        alone,
+        "grade",
+        "--grader",
+        "openai_batch:gpt-4.1-nano",
+        "--budget",
+        "5",
+        "--yes",
+        "--limit",
+        "2",
+        cwd=tmp_path,
+        env={"OPENAI_API_KEY": "sk-test", "http_proxy": "", "https_proxy": "", "HTTPS_PROXY": ""},
+    )
     assert ran.code == 3, ran.err
     errors = [line for line in ran.err.splitlines() if line.startswith("alpasift: ")]
     assert len(errors) == 1
@@ -433,22 +501,6 @@ def test_without_the_option_a_paid_grader_says_in_one_line_that_there_is_no_netw
 # -- doctor ---------------------------------------------------------------------------------------------------------
 
 
-def safetensors(path: Path, cut: int = 0) -> None:
-    head = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
-    path.write_bytes((len(head).to_bytes(8, "little") + head + bytes(16))[: -cut or None])
-
-
-def model_folder(path: Path) -> Path:
-    path.mkdir()
-    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    for shard in shards:
-        safetensors(path / shard)
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}}))
-    for name in ("config.json", "tokenizer.json"):
-        (path / name).write_text("{}")
-    return path
-
-
 def found_by(ran: Ran) -> dict[str, Any]:
     return {row["what"]: row for row in ran.json}
 
@@ -457,12 +509,17 @@ def test_doctor_offline_says_what_each_grader_misses_and_how_to_bring_it(alpasif
     ran = alpasift("doctor", "--offline", "--json")
     assert ran.code == 0
     found = found_by(ran)
-    assert found["grader rules"] == {"what": "grader rules", "ok": True, "says": "works without a network", "bring": ""}
+    assert found["grader rules"] == {
+        "what": "grader rules",
+        "ok": True,
+        "message": "works without a network",
+        "fix": "",
+    }
     assert found["grader openai_batch"]["ok"] is False
-    assert "batch export" in found["grader openai_batch"]["bring"]
+    assert "batch export" in found["grader openai_batch"]["fix"]
     assert found["vocabulary o200k_base"]["ok"] is found["vocabulary cl100k_base"]["ok"] is True
-    assert "genai-prices" in found["prices"]["says"]
-    assert "accuracy" in found["rubrics"]["says"]
+    assert "genai-prices" in found["prices"]["message"]
+    assert "accuracy" in found["rubrics"]["message"]
     here = alpasift("doctor", "--offline", "--json", env={"OPENAI_BASE_URL": "http://127.0.0.1:8000/v1"})
     assert found_by(here)["grader openai_chat"]["ok"] is True
 
@@ -473,20 +530,20 @@ def test_doctor_offline_ends_with_3_when_a_named_grader_could_not_work(
     (tmp_path / "good.gguf").write_bytes(b"GGUF....")
     (tmp_path / "bad.gguf").write_bytes(b"<html>")
     (tmp_path / "m-00001-of-00003.gguf").write_bytes(b"GGUF....")
-    says = {
-        "llama_cpp:none.gguf": "there is no file none.gguf",
-        "llama_cpp:bad.gguf": "bad.gguf is no GGUF file",
-        "llama_cpp:m-00001-of-00003.gguf": "m-00002-of-00003.gguf, m-00003-of-00003.gguf are missing",
+    messages = {
+        "llama_cpp:none.gguf": "file not found: none.gguf",
+        "llama_cpp:bad.gguf": "bad.gguf is not a GGUF file",
+        "llama_cpp:m-00001-of-00003.gguf": "missing m-00002-of-00003.gguf, m-00003-of-00003.gguf",
         "openai_chat:gpt-4.1": "cannot work without a network: api.openai.com is another machine",
-        "nobody:x": "no grader is called nobody",
+        "nobody:x": "no grader named nobody",
     }
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    for spec, said in says.items():
+    for spec, message in messages.items():
         found = offline_doctor([spec], "alpasift.duckdb")
         assert found.named_ok is False, spec
-        row = next(row for row in found.rows if row["what"] == spec)
-        assert (row["ok"], said in row["says"], bool(row["bring"])) == (False, True, True), row
+        check = next(check for check in found.checks if check.what == spec)
+        assert (check.ok, message in check.message, bool(check.fix)) == (False, True, True), check
     assert alpasift("doctor", "--offline", env={"ALPASIFT_GRADERS": "llama_cpp:none.gguf"}).code == 3
     ran = alpasift("doctor", "--offline", "--grader", "rules", "--grader", "openai_chat:gpt-4.1")
     assert ran.code == 3
@@ -499,53 +556,3 @@ def test_doctor_offline_finds_nothing_missing_for_a_model_that_is_there(alpasift
     ran = alpasift("doctor", "--offline", "--json", "--grader", f"llama_cpp:{tiny}")
     assert ran.code == 0
     assert found_by(ran)[f"llama_cpp:{tiny}"]["ok"] is True
-
-
-def test_a_model_folder_is_whole_or_the_missing_file_is_named(tmp_path: Path) -> None:
-    whole = model_folder(tmp_path / "whole")
-    assert lacks_of_folder(whole) is None
-    assert lacks_of_folder(tmp_path / "none") == f"there is no folder {tmp_path / 'none'}"
-    for name in ("config.json", "tokenizer.json", "model-00002-of-00002.safetensors"):
-        folder = model_folder(tmp_path / f"without-{name}")
-        (folder / name).unlink()
-        assert lacks_of_folder(folder) == f"{folder} lacks {name}"
-    cut = model_folder(tmp_path / "cut")
-    safetensors(cut / "model-00001-of-00002.safetensors", cut=3)
-    assert lacks_of_folder(cut) == f"{cut}: not whole: model-00001-of-00002.safetensors"
-    dangling = model_folder(tmp_path / "dangling")
-    (dangling / "config.json").unlink()
-    (dangling / "config.json").symlink_to("../blobs/gone")
-    assert lacks_of_folder(dangling) == f"{dangling} lacks config.json"
-    climbing = model_folder(tmp_path / "climbing")
-    (climbing / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
-    assert "cannot be read" in str(lacks_of_folder(climbing))
-    single = tmp_path / "single"
-    single.mkdir()
-    for name in ("config.json", "vocab.json", "merges.txt"):
-        (single / name).write_text("{}")
-    assert lacks_of_folder(single) == f"{single} lacks model.safetensors"
-    safetensors(single / "model.safetensors")
-    assert lacks_of_folder(single) is None
-
-
-def test_a_model_folder_may_have_an_adapter_or_lie_in_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base, adapter = model_folder(tmp_path / "base"), tmp_path / "adapter"
-    assert _lacks_of_vllm_model(str(base)) is None
-    says = f"the adapter {adapter} lacks adapter_config.json, adapter_model.safetensors"
-    assert _lacks_of_vllm_model(f"{base}+{adapter}") == says
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}")
-    safetensors(adapter / "adapter_model.safetensors", cut=1)
-    assert _lacks_of_vllm_model(f"{base}+{adapter}") == f"the adapter {adapter} is not whole"
-    safetensors(adapter / "adapter_model.safetensors")
-    assert _lacks_of_vllm_model(f"{base}+{adapter}") is None
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert _lacks_of_vllm_model("org/model") == "there is no folder org/model"
-    repository, commit = tmp_path / "hub" / "models--org--model", "a" * 40
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    (repository / "snapshots").mkdir()
-    model_folder(repository / "snapshots" / commit)
-    assert _lacks_of_vllm_model("org/model") is None

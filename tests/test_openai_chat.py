@@ -17,21 +17,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import batch_harness
 import pytest
-from batch_harness import MARKER, MODEL, PRICES, REAL, check, executed_twice, expected, key, marked_store, money, scores
-from conftest import cli_environment, run_cli, some_rows, write_rows
 
-from batcher.datasets import import_file, resolve
-from batcher.engine import Run, Summary
-from batcher.ledger import LedgerAlarm
-from batcher.store import Store
-from batcher.tasks.grade import Grade
-from graders import AlpaSiftError, BackendError, BackendUnavailable, open_backend
-from graders.openai_chat import WAITS, OpenAIChat
-from graders.prices import MAX_PROMPT_TOKENS, UnknownPrice
-from graders.rehearsal import Event, Rehearsal
-from graders.rubric import load_rubric
+import batch_harness
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.data.versions import resolve
+from alpasift.batcher.engine.run import Run
+from alpasift.batcher.engine.summary import Summary
+from alpasift.batcher.money.ledger import LedgerAlarm
+from alpasift.batcher.store import Store
+from alpasift.batcher.tasks.grade import Grade
+from alpasift.graders import AlpaSiftError, BackendError, BackendUnavailable, open_backend
+from alpasift.graders.api.call_scheduler import WAITS
+from alpasift.graders.api.price_lookup import UnknownPrice
+from alpasift.graders.api.prices import MAX_PROMPT_TOKENS
+from alpasift.graders.openai_chat import OpenAIChat
+from alpasift.graders.prompts.rubric import load_rubric
+from alpasift.graders.rehearsal.server import Event, Rehearsal
+from batch_harness import MARKER, MODEL, PRICES, REAL, check, executed_twice, expected, key, marked_store, money, scores
+from conftest import call_cli, cli_environment, new_store, some_rows, write_rows
 
 ROWS = 12
 
@@ -99,7 +103,9 @@ def sent(server: Rehearsal) -> int:
 def ceilings(store: Store, outcome: str) -> Decimal:
     """The ceilings of the attempts whose reply had this outcome."""
     text = """
-        select coalesce(sum(a.ceiling_usd), 0) from attempts a join replies r using (attempt_id) where r.outcome = $outcome
+        select coalesce(sum(a.ceiling_usd), 0)
+        from attempts a join replies r using (attempt_id)
+        where r.outcome = $outcome
     """
     return Decimal(store.locked_query(text, {"outcome": outcome}).rows[0][0])
 
@@ -114,7 +120,7 @@ def test_it_is_the_grader_that_the_batch_is_and_a_row_graded_by_one_is_not_asked
     batch = open_backend(f"openai_batch:{MODEL}", batch_harness.options(server))
     assert (backend.name, backend.fingerprint) == (batch.name, batch.fingerprint)
     store = marked_store(tmp_path, 6)
-    assert grade(store, server).scored == 6
+    assert grade(store, server).usable == 6
     again = batch_harness.grade(store, server)
     assert (again.asked, again.already, server.batches()) == (0, 6, [])
     check(store, server, 6)
@@ -126,7 +132,7 @@ def test_a_plan_says_dollars_and_seconds_and_what_was_assumed(tmp_path: Path, se
         plan = run.estimate()
         assert (plan.requests, plan.seconds, plan.sync_usd) == (ROWS, ROWS / 8, plan.usd)
         assert plan.usd_low < plan.usd < plan.ceiling_usd
-        assert plan.notes[0] == "8 calls at a time, and 1 s assumed for each"
+        assert plan.notes[0] == "8 concurrent requests, 1 s assumed for each"
         summary = run.go()
     assert summary.usd <= plan.ceiling_usd
     assert sent(server) == ROWS
@@ -161,9 +167,9 @@ def own_prices(folder: Path, usd_input: str, usd_output: str, host: str = "127.0
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"in_flight": 0}, "1 to 512 calls"),
+        ({"in_flight": 0}, "1 to 512 concurrent requests"),
         ({"base_url": "http://example.com/v1"}, "not encrypted"),
-        ({"poll_seconds": 1.0}, "--poll-seconds means nothing"),
+        ({"poll_seconds": 1.0}, "has no setting --poll-seconds"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
@@ -177,7 +183,7 @@ def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], says: str)
 def test_every_row_gets_its_score_and_what_is_spent_is_the_bill(tmp_path: Path, server: Rehearsal) -> None:
     store = marked_store(tmp_path, ROWS)
     summary = grade(store, server)
-    assert (summary.outcome, summary.asked, summary.scored) == ("done", ROWS, ROWS)
+    assert (summary.outcome, summary.asked, summary.usable) == ("done", ROWS, ROWS)
     assert summary.usd == check(store, server, ROWS)["spent_usd"] > 0
     assert executed_twice(server) == []
     assert store.locked_query("select count(*), max(lines) from attempts").rows == [(ROWS, 1)]
@@ -225,16 +231,16 @@ def test_a_budget_that_runs_out_ends_the_run_in_part_and_is_never_passed(tmp_pat
     assert now["spent_usd"] == server.billed_usd() <= cap
     assert (now["reserved_usd"], now["unresolved_usd"]) == (0, 0)
     assert now["free_usd"] < each * 2, "what calls cost less than their ceilings was used for others"
-    assert 4 < stopped.scored < ROWS
+    assert 4 < stopped.usable < ROWS
     assert grade(store, server).outcome == "done"
     check(store, server, ROWS)
 
 
 def test_a_row_that_no_model_takes_is_set_aside_unsent(tmp_path: Path, server: Rehearsal) -> None:
-    store = Store(tmp_path / "t.duckdb").create()
+    store = new_store(tmp_path / "t.duckdb")
     long = {"instruction": "Count.", "input": "x " * (MAX_PROMPT_TOKENS + 1), "output": "2"}
     import_file(store, write_rows(tmp_path / "rows.jsonl", [long, *some_rows(3)]))
-    assert grade(store, server).scored == 3
+    assert grade(store, server).usable == 3
     assert sent(server) == 3
     found = store.locked_query("select reason from graded where score is null").rows
     assert found == [("too_long",)]
@@ -291,7 +297,7 @@ def test_a_pause_that_the_server_asks_for_is_kept_by_every_call(tmp_path: Path, 
 def test_a_server_that_takes_nothing_is_asked_so_many_times_and_no_more(tmp_path: Path, server: Rehearsal) -> None:
     store = marked_store(tmp_path, ROWS)
     server.misbehave("rate_limit", None, where="chat", seconds=0)
-    with pytest.raises(BackendError, match="takes no calls now"):
+    with pytest.raises(BackendError, match="accepts no requests now"):
         grade(store, server)
     assert sent(server) == WAITS + 1
     assert money(store)["free_usd"] == 5
@@ -306,7 +312,7 @@ def test_a_lost_answer_is_unresolved_at_its_ceiling_and_asked_again_by_the_next_
     store = marked_store(tmp_path, ROWS)
     Watch(server, 2, lambda: server.misbehave("lost_answer"))
     first = grade(store, server)
-    assert (first.outcome, first.scored, sent(server)) == ("partial", ROWS - 1, ROWS)
+    assert (first.outcome, first.usable, sent(server)) == ("partial", ROWS - 1, ROWS)
     assert grade(store, server).asked == 1
     now = check(store, server, ROWS, settled=False)
     assert now["unresolved_usd"] == ceilings(store, "unknown") > 0
@@ -321,7 +327,7 @@ def test_a_lost_answer_is_asked_again_only_if_the_budget_holds_both(tmp_path: Pa
     summary = grade(store, server, most * Decimal("1.5"))
     assert summary.outcome == "partial"
     assert (sent(server), money(store)["unresolved_usd"]) == (1, most)
-    assert grade(store, server).scored == 1
+    assert grade(store, server).usable == 1
     check(store, server, 1, settled=False)
 
 
@@ -329,7 +335,7 @@ def test_errors_of_the_server_are_unresolved_one_by_one_and_the_rest_goes_on(tmp
     store = marked_store(tmp_path, ROWS)
     Watch(server, 4, lambda: server.misbehave("server_error", 2, executed=True))
     first = grade(store, server)
-    assert (first.outcome, first.scored, sent(server)) == ("partial", ROWS - 2, ROWS)
+    assert (first.outcome, first.usable, sent(server)) == ("partial", ROWS - 2, ROWS)
     assert grade(store, server).asked == 2
     now = check(store, server, ROWS, settled=False)
     assert now["unresolved_usd"] == ceilings(store, "unknown") > 0
@@ -338,7 +344,7 @@ def test_errors_of_the_server_are_unresolved_one_by_one_and_the_rest_goes_on(tmp
 def test_a_server_that_is_down_costs_a_slotful_and_a_few_calls_alone(tmp_path: Path, server: Rehearsal) -> None:
     store = marked_store(tmp_path, ROWS)
     Watch(server, 5, lambda: server.misbehave("server_error", None))
-    with pytest.raises(BackendError, match="gives no clear answer"):
+    with pytest.raises(BackendError, match="gives no valid answer"):
         grade(store, server)
     answered = int(store.locked_query("select count(*) from replies where outcome = 'answered'").rows[0][0])
     assert answered == len(list(server.bill()))
@@ -351,7 +357,7 @@ def test_a_server_that_is_down_costs_a_slotful_and_a_few_calls_alone(tmp_path: P
 def test_a_server_that_never_answers_is_asked_twice(tmp_path: Path, server: Rehearsal) -> None:
     store = marked_store(tmp_path, ROWS)
     server.misbehave("server_error", None, status=502)
-    with pytest.raises(BackendError, match="gives no clear answer"):
+    with pytest.raises(BackendError, match="gives no valid answer"):
         grade(store, server)
     assert sent(server) == 2
     assert money(store)["unresolved_usd"] == ceilings(store, "unknown")
@@ -373,15 +379,15 @@ def test_a_web_page_in_place_of_an_answer_is_no_answer(tmp_path: Path, server: R
     store = marked_store(tmp_path, ROWS)
     Watch(server, 2, lambda: server.misbehave("html", 1, where="chat"))
     first = grade(store, server)
-    assert (first.outcome, first.scored) == ("partial", ROWS - 1)
+    assert (first.outcome, first.usable) == ("partial", ROWS - 1)
     grade(store, server)
     now = check(store, server, ROWS, settled=False)
     assert now["unresolved_usd"] == ceilings(store, "unknown") > 0
     found = store.locked_query("select error from replies where outcome = 'unknown'").rows[0][0]
-    assert "no answer of the API" in found
+    assert "without an answer of the API" in found
 
 
-@pytest.mark.parametrize(("fault", "says"), [("html", "does not answer as the API does"), ("unauthorized", "the key")])
+@pytest.mark.parametrize(("fault", "says"), [("html", "does not answer like the API"), ("unauthorized", "the key")])
 def test_a_wrong_address_or_key_is_told_before_anything_is_sent(
     tmp_path: Path, server: Rehearsal, fault: str, says: str
 ) -> None:
@@ -421,7 +427,7 @@ def test_a_body_that_the_model_refuses_costs_one_call(tmp_path: Path, server: Re
     store = marked_store(tmp_path, ROWS)
     prices = own_prices(tmp_path, "1", "1", "example.com", "gpt-5-nano")
     backend = chat(server, "gpt-5-nano", stands_for="https://example.com/v1", prices=str(prices))
-    with pytest.raises(BackendError, match=r"does not take the request .*max_tokens.*nothing more was sent"):
+    with pytest.raises(BackendError, match=r"does not accept the request .*max_tokens.*nothing more was sent"):
         with run_of(store, backend) as run:
             run.go()
     assert sent(server) == 1
@@ -501,7 +507,10 @@ class Plain(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
 
-GOOD = b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}'
+GOOD = (
+    b'{"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}], '
+    b'"usage": {"prompt_tokens": 9, "completion_tokens": 1}}'
+)
 
 
 def plain_run(tmp_path: Path, plain: Plain, rows: int, **more: Any) -> tuple[Store, Run]:
@@ -516,7 +525,7 @@ def test_a_server_without_a_list_of_models_and_with_bare_answers_is_good_enough(
     with key(), Plain((404, b""), [(200, {}, GOOD)]) as plain:
         store, run = plain_run(tmp_path, plain, 5)
         with run:
-            assert run.go().scored == 5
+            assert run.go().usable == 5
     assert money(store)["unresolved_usd"] == 0
 
 
@@ -527,7 +536,7 @@ def test_an_overloaded_server_is_left_in_peace_and_the_call_that_it_failed_is_no
     with key(), Plain((200, b"[]"), answers) as plain:
         store, run = plain_run(tmp_path, plain, 4, in_flight=1)
         with run:
-            assert run.go().scored == 3
+            assert run.go().usable == 3
         assert plain.posts[2] - plain.posts[1] >= 1
         assert len(plain.posts) == 4
     assert money(store)["unresolved_usd"] == ceilings(store, "unknown") > 0
@@ -557,19 +566,43 @@ def test_a_key_that_a_server_sends_back_is_in_no_message_and_in_no_database(tmp_
 
 def command(store: Store, server: Rehearsal, prices: Path) -> list[str]:
     return [
-        "--db", str(store.path), "grade", "--grader", f"openai_chat:{MODEL}", "--base-url", server.url,
-        "--prices", str(prices), "--in-flight", "4", "--budget", "5", "--yes", "--quiet",
-    ]  # fmt: skip
+        "--db",
+        str(store.path),
+        "grade",
+        "--grader",
+        f"openai_chat:{MODEL}",
+        "--base-url",
+        server.url,
+        "--prices",
+        str(prices),
+        "--in-flight",
+        "4",
+        "--budget",
+        "5",
+        "--yes",
+        "--quiet",
+    ]
 
 
 ENV = {"OPENAI_API_KEY": "rehearsal"}
 
 
+def hear_every_signal() -> None:
+    """What a terminal's child does: a suite that runs under nohup ignores SIGHUP, and so would its children."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(store: Store, arguments: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "batcher.cli", *arguments], cwd=store.path.parent, env=cli_environment(ENV),
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-m", "alpasift.batcher.cli", *arguments],
+        cwd=store.path.parent,
+        env=cli_environment(ENV),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_every_signal,
+    )
 
 
 @pytest.mark.parametrize(("moment", "n"), [("arrived", 6), ("answered", 8)])
@@ -597,9 +630,9 @@ def test_a_run_that_is_killed_goes_on_with_one_score_a_row_and_every_cent_accoun
 def test_the_command_line_grades_through_it_and_tells_what_it_cost(tmp_path: Path, server: Rehearsal) -> None:
     store = marked_store(tmp_path, 4)
     arguments = command(store, server, own_prices(tmp_path, "0.15", "0.60"))
-    done = run_cli(arguments, cwd=tmp_path, env=ENV)
+    done = call_cli(arguments, cwd=tmp_path, env=ENV)
     assert done.code == 0, done.err
-    assert "4 calls at a time, and 1 s assumed for each" in done.err
+    assert "4 concurrent requests, 1 s assumed for each" in done.err
     check(store, server, 4)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.packing import best_fit, orders, plan, spread
+from alpasift.train.packing import best_fit, orders, plan, spread
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=300)
 

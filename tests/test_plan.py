@@ -1,49 +1,40 @@
-"""Looking ahead: offers and the choice among them, what past runs teach, and what a random sample says of the whole."""
+"""Looking ahead: offers and the choice among them, what past runs show, what a random sample shows about the whole."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import signal
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran, some_rows, write_rows
-from hypothesis import given
-from hypothesis import strategies as st
 
-from batcher.cli import run
-from batcher.datasets import import_file
-from batcher.plan import (
+from alpasift.batcher.cli import run
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.engine.history import Correction, corrected, correction_from
+from alpasift.batcher.planning.choice import choose
+from alpasift.batcher.planning.offers import Offer, unnamed_offer
+from alpasift.batcher.planning.probe import (
     Interval,
-    Learned,
-    Offer,
     Sampled,
     UsdInterval,
-    choose,
-    corrected,
     costs_of,
-    draw,
     draw_rows,
     histogram,
-    learn,
-    margin,
     project,
     project_usd,
-    unasked,
-    wilson,
 )
-from batcher.store import Store
-from graders import BackendUnavailable, Estimate
-from graders.prices import per_million
-from graders.rehearsal import Rehearsal
+from alpasift.batcher.statistics import wilson
+from alpasift.batcher.store import Store
+from alpasift.graders import BackendUnavailable, Estimate
+from alpasift.graders.api.prices import per_million
+from alpasift.graders.rehearsal.server import Rehearsal
+from conftest import Ran, some_rows, write_rows
 
 Call = Callable[..., Ran]
 D = Decimal
@@ -64,8 +55,8 @@ def alpasift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def call(*arguments: object) -> Ran:
         capsys.readouterr()
         code = run([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return Ran(code, said.out, said.err)
+        printed = capsys.readouterr()
+        return Ran(code, printed.out, printed.err)
 
     yield call
     os.umask(mask)
@@ -87,52 +78,7 @@ def positions_graded(database: Path) -> list[int]:
     return [p for (p,) in Store(database).locked_query("select position from graded_rows order by position").rows]
 
 
-# -- drawing ------------------------------------------------------------------------------------------------------
-
-
-def test_a_draw_is_the_smallest_hashes_whatever_the_order_of_the_rows() -> None:
-    examples = [(i, f"id-{i}") for i in range(50)]
-    hashed = sorted(range(50), key=lambda i: hashlib.md5(f"probe 7 id-{i} 1".encode()).hexdigest())
-    assert draw(examples, 10, 7) == sorted(hashed[:10])
-    assert draw(examples[::-1], 10, 7) == draw(examples, 10, 7) != draw(examples, 10, 8)
-    assert draw(examples, 99, 7) == list(range(50))
-
-
-def test_a_smaller_sample_lies_inside_the_larger_one_of_its_seed() -> None:
-    examples = [(i, f"id-{i}") for i in range(50)]
-    assert set(draw(examples, 10, 3)) < set(draw(examples, 20, 3))
-
-
-def test_every_row_is_drawn_about_equally_often() -> None:
-    """1,000 draws of 5 out of 20: 250 each. Chi-square with 19 degrees stays below 43.8, its 0.999 quantile."""
-    drawn = Counter(p for seed in range(1000) for p in draw([(i, f"id-{i}") for i in range(20)], 5, seed))
-    assert sum((drawn[i] - 250) ** 2 / 250 for i in range(20)) < 43.8
-
-
-# -- intervals ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("hits", "of", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_is_that_of_newcombe_1998_table_one_method_three(hits: int, of: int, low: float, high: float) -> None:
-    found = wilson(hits, of)
-    assert (found.value, round(found.low, 4), round(found.high, 4)) == (hits / of, low, high)
-
-
-def test_a_sample_of_half_the_rows_counts_twice_and_one_of_all_rows_leaves_no_doubt() -> None:
-    """100 of 199: 100 * 198 / 99 = 200 draws' worth."""
-    half, doubled = wilson(12, 100, 199), wilson(24, 200)
-    assert (half.low, half.high) == pytest.approx((doubled.low, doubled.high))
-    assert wilson(12, 100, 100) == Interval(0.12, 0.12, 0.12)
-    assert wilson(0, 0, 100) == Interval(0.0, 0.0, 1.0)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n), st.integers(n, 5000))))
-def test_an_interval_holds_its_share_and_stays_within_zero_and_one(drawn: tuple[int, int, int]) -> None:
-    found = wilson(*drawn)
-    assert 0 <= found.low <= found.value <= found.high <= 1
+# -- projections ----------------------------------------------------------------------------------------------------
 
 
 def sample(*scores: str | None, reason: str = "unreadable") -> list[Sampled]:
@@ -159,6 +105,7 @@ def test_rows_of_the_whole_are_never_fewer_than_were_found_nor_more_than_are_lef
     found = project(sample("5", "5", "5", "0"), 5, D("4.5"))
     assert (found.kept_rows.low, found.kept_rows.high) == (3, 4)
     assert project(sample("5", "5", "0"), 3, D("4.5")).kept_rows == Interval(2, 2, 2)
+    assert project([], 100, D("4.5")).share == Interval(0.0, 0.0, 1.0), "nobody has answered yet"
 
 
 def test_a_call_that_failed_is_no_answer() -> None:
@@ -177,7 +124,7 @@ def test_a_histogram_counts_scores_from_the_top_then_reasons() -> None:
 
 
 def test_costs_projected_by_hand() -> None:
-    """1, 2 and 3 cents: mean 2, standard deviation 1. Six more rows: 12 cents, off by 2 * 1/2 * sqrt(1/3 + 1/6) = 0.70711."""
+    """1, 2, 3 cents: mean 2, standard deviation 1. Six more: 12 cents, off by 2 * 1/2 * sqrt(1/3 + 1/6) = 0.70711."""
     found = project_usd([D("0.01"), D("0.02"), D("0.03")], 6)
     assert found is not None
     assert found.usd == D("0.12")
@@ -209,19 +156,24 @@ def test_what_answers_took_can_be_priced_another_way() -> None:
     assert costs_of(rows, per_million("1", "10")) == [D("0.0002"), D("0.0004"), D(0)]
 
 
-# -- what past runs teach -----------------------------------------------------------------------------------------
+# -- what past runs show ------------------------------------------------------------------------------------------
 
 
 def past(answers: int, ratio: float, *, same: bool = True, sd: float = 0.5) -> dict[str, Any]:
     return {
-        "answers": answers, "usd_ratio": ratio, "input_ratio": ratio / 2, "output_ratio": None, "answer_usd": 2.0,
-        "answer_usd_sd": sd, "same_rubric": same,
-    }  # fmt: skip
+        "answers": answers,
+        "usd_ratio": ratio,
+        "input_ratio": ratio / 2,
+        "output_ratio": None,
+        "answer_usd": 2.0,
+        "answer_usd_sd": sd,
+        "same_rubric": same,
+    }
 
 
 def test_ratios_are_weighted_by_answers() -> None:
-    """300 answers at 0.8 and 100 at 1.2: mean 0.9. Runs differ by sqrt(2 * (0.75 * 0.01 + 0.25 * 0.09)) / 0.9 = 0.27217."""
-    found = learn([past(300, 0.8), past(100, 1.2)])
+    """300 answers at 0.8, 100 at 1.2: mean 0.9. Runs vary by sqrt(2 * (0.75 * 0.01 + 0.25 * 0.09)) / 0.9 = 0.27217."""
+    found = correction_from([past(300, 0.8), past(100, 1.2)])
     assert found is not None
     assert (found.answers, found.runs, found.own_rubric) == (400, 2, True)
     assert (found.usd, found.input_tokens, found.output_tokens) == pytest.approx((0.9, 0.45, 1.0))
@@ -229,19 +181,19 @@ def test_ratios_are_weighted_by_answers() -> None:
 
 
 def test_the_own_rubric_teaches_alone_and_others_only_for_want_of_it() -> None:
-    own = learn([past(50, 0.5), past(500, 2.0, same=False)])
-    other = learn([past(500, 2.0, same=False)])
+    own = correction_from([past(50, 0.5), past(500, 2.0, same=False)])
+    other = correction_from([past(500, 2.0, same=False)])
     assert own is not None
     assert (own.usd, own.answers, own.own_rubric) == (0.5, 50, True)
     assert other is not None
     assert (other.usd, other.own_rubric) == (2.0, False)
-    assert learn([]) is None
+    assert correction_from([]) is None
 
 
 def test_a_correction_scales_what_is_expected_and_leaves_the_ceiling() -> None:
-    """Ratio 0.5, spread 0.5 over 100 answers, for 400 rows: 2 * 0.5 * sqrt(1/100 + 1/400) = 0.1118, and 0.01 between runs."""
+    """Ratio 0.5, spread 0.5, 100 answers, 400 rows: 2 * 0.5 * sqrt(1/100 + 1/400) = 0.1118, and 0.01 between runs."""
     raw = Estimate(400, D(10), D(9), D(11), D(12), 60.0, 40_000, 800, sync_usd=D(20))
-    found = corrected(raw, Learned(100, 2, 0.5, 0.9, 2.0, spread=0.5, between=0.01))
+    found = corrected(raw, Correction(100, 2, 0.5, 0.9, 2.0, spread=0.5, between=0.01))
     assert (found.usd, found.sync_usd, found.ceiling_usd, found.seconds) == (D(5), D(10), D(12), 60.0)
     assert (found.input_tokens, found.output_tokens) == (36_000, 1_600)
     off = math.sqrt(0.0125) + 0.01
@@ -251,23 +203,35 @@ def test_a_correction_scales_what_is_expected_and_leaves_the_ceiling() -> None:
 
 def test_no_interval_is_tighter_than_two_percent_nor_goes_above_the_ceiling() -> None:
     raw = Estimate(10**6, D(10), D(9), D(11), D("10.1"), None, 1, 1)
-    found = corrected(raw, Learned(10**9, 5, 1.0, 1.0, 1.0, spread=0.1, between=0.0))
+    found = corrected(raw, Correction(10**9, 5, 1.0, 1.0, 1.0, spread=0.1, between=0.0))
     assert (found.usd_low, found.usd_high) == (D("9.8"), D("10.1"))
-    assert margin(0.0, 100, 100) == 0.02
 
 
 # -- the choice ---------------------------------------------------------------------------------------------------
 
 
 def one(
-    grader: str, usd: str, *, high: str | None = None, hours: float | None = 1.0, worst: float | None = None,
-    leaves: str = "nothing", why_not: str | None = None,
-) -> Offer:  # fmt: skip
+    grader: str,
+    usd: str,
+    *,
+    high: str | None = None,
+    hours: float | None = 1.0,
+    worst: float | None = None,
+    leaves: str = "nothing",
+    why_not: str | None = None,
+) -> Offer:
     dollars, top = D(usd), D(high or usd)
     estimate = Estimate(
-        100, dollars, dollars, top, top * 2, None if hours is None else hours * 3600, 1, 1,
+        100,
+        dollars,
+        dollars,
+        top,
+        top * 2,
+        None if hours is None else hours * 3600,
+        1,
+        1,
         seconds_high=None if worst is None else worst * 3600,
-    )  # fmt: skip
+    )
     return Offer(grader, "accuracy", estimate, 0, leaves, False, why_not)
 
 
@@ -307,17 +271,33 @@ def test_the_cheapest_that_fits_is_taken(there: list[Offer], limits: dict[str, A
 @pytest.mark.parametrize(
     ("there", "limits", "words"),
     [
-        ([NANO, MINI], {"max_usd": D(1)}, ["nearest is openai_batch:nano", "up to $1.2000, $0.2000 more than --max-usd 1"]),
-        ([NANO, MINI], {"max_hours": 12}, ["nearest is openai_batch:mini", "up to 24 h, 12 h more than --max-hours 12"]),
-        ([NANO, MINI], {"max_hours": 40, "max_usd": D(1)}, ["nearest is openai_batch:nano", "$0.2000", "and up to 48 h"]),
-        ([NANO, MINI], {"local_only": True}, ["nearest is openai_batch:nano", "leave this machine: rows and rubric"]),
+        (
+            [NANO, MINI],
+            {"max_usd": D(1)},
+            ["closest is openai_batch:nano", "up to $1.2000, $0.2000 more than --max-usd 1"],
+        ),
+        (
+            [NANO, MINI],
+            {"max_hours": 12},
+            ["closest is openai_batch:mini", "up to 24 h, 12 h more than --max-hours 12"],
+        ),
+        (
+            [NANO, MINI],
+            {"max_hours": 40, "max_usd": D(1)},
+            ["closest is openai_batch:nano", "$0.2000", "and up to 48 h"],
+        ),
+        (
+            [NANO, MINI],
+            {"local_only": True},
+            ["closest is openai_batch:nano", "would send to another machine: rows and rubric"],
+        ),
         ([NANO], {"free_usd": D("0.10")}, ["$0.5000 more than the $0.1000 that the budget leaves"]),
-        ([DUNNO], {"max_hours": 5}, ["nobody knows how long it takes"]),
+        ([DUNNO], {"max_hours": 5}, ["its duration is unknown"]),
         ([ABSENT, RULES], {}, ["no grader to choose from. openai_batch:luxury: no key.", "alpasift doctor"]),
         ([], {}, ["no grader to choose from", "--grader llama_cpp:PATH.gguf"]),
     ],
-)  # fmt: skip
-def test_where_nobody_fits_the_nearest_and_what_it_lacks_is_told(
+)
+def test_where_nothing_fits_the_message_names_the_nearest_and_what_it_exceeds(
     there: list[Offer], limits: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(BackendUnavailable) as error:
@@ -328,20 +308,20 @@ def test_where_nobody_fits_the_nearest_and_what_it_lacks_is_told(
 
 
 def test_the_reason_names_the_most_it_can_cost_and_what_the_budget_does() -> None:
-    assert "$1.2000 is likely and $2.4000 the most it can cost; a budget has to be set" in choose([NANO]).why
-    assert "$1.0000 is free: it would stop there" in choose([NANO], free_usd=D(1)).why
+    assert "likely at most $1.2000, worst case $2.4000; set a budget" in choose([NANO]).why
+    assert "the run would stop at $1.0000, what the budget leaves" in choose([NANO], free_usd=D(1)).why
     assert "is free" not in choose([NANO], free_usd=D(5)).why
 
 
 def test_a_grader_that_nobody_named_is_not_taken_without_a_budget() -> None:
     priceless = Offer("openai_batch:x", "accuracy", None, 0, "", False, "no price")
-    assert unasked(priceless, D(5)) is None
-    assert unasked(NANO, D(5)) == NANO
-    without = unasked(NANO, None)
+    assert unnamed_offer(priceless, D(5)) is None
+    assert unnamed_offer(NANO, D(5)) == NANO
+    without = unnamed_offer(NANO, None)
     assert without is not None
     assert "no budget is set" in str(without.why_not)
     assert without.estimate == NANO.estimate
-    assert unasked(ABSENT, None) == ABSENT
+    assert unnamed_offer(ABSENT, None) == ABSENT
 
 
 # -- plan ---------------------------------------------------------------------------------------------------------
@@ -363,7 +343,7 @@ def test_a_file_is_planned_without_a_database_and_nothing_is_left_behind(alpasif
         assert D(priced["sync_usd"]) == 2 * D(priced["usd"])
         assert (priced["rounds"], priced["seconds_low"], priced["seconds_high"]) == (1, 600, 86400)
         assert priced["leaves_machine"] == "rows and rubric, to api.openai.com"
-        assert any("enqueued tokens are assumed" in line for line in priced["notes"])
+        assert not any("enqueued" in line for line in priced["notes"]), "so small a job fits any queue"
         assert any("tokens counted by o200k_base" in line for line in priced["notes"])
         assert any(line.startswith("price of 20") for line in priced["notes"])
     assert ran.json["auto"]["grader"] is None
@@ -410,7 +390,7 @@ def test_the_api_is_taken_unasked_only_with_a_key_and_a_budget(
     assert "no budget is set" in offers(without)["openai_batch:gpt-4.1-nano"]["why_not"]
     named = alpasift("plan", "--json", "--grader", "openai_batch:gpt-4o-mini")
     assert named.json["auto"]["grader"] == "openai_batch:gpt-4o-mini", "a person has named it"
-    assert "a budget has to be set" in named.json["auto"]["reason"]
+    assert "set a budget" in named.json["auto"]["reason"]
     assert list(offers(named)) == ["openai_batch:gpt-4o-mini", "rules", "fake"]
     alpasift("grade", "--grader", "fake:p.toml", "--limit", "1", "--budget", "3", "--yes")
     found = alpasift("plan", "--json").json
@@ -426,11 +406,11 @@ def test_without_a_price_the_offer_says_what_to_write_into_prices_toml(alpasift:
     assert ran.code == 3
     found = offers(ran)["openai_batch:nobodys-model"]
     assert found["usd"] is None
-    assert "no price is known of nobodys-model" in found["why_not"]
+    assert "no price is known for nobodys-model" in found["why_not"]
     assert "[[price]]" in found["why_not"]
     people = alpasift("plan", "--grader", "openai_chat:nobodys-model")
     assert '    model = "nobodys-model"' in people.out
-    assert people.out.splitlines()[-1].startswith("--grader auto: no grader to choose from.")
+    assert "--grader auto" not in people.out
 
 
 def test_a_limit_that_nobody_fits_ends_with_code_three_and_the_nearest(
@@ -442,7 +422,7 @@ def test_a_limit_that_nobody_fits_ends_with_code_three_and_the_nearest(
     named = ["--grader", "openai_batch:gpt-4.1-nano"]
     dear = alpasift("plan", *named, "--max-usd", "0.00001")
     assert dear.code == 3
-    assert "The nearest is openai_batch:gpt-4.1-nano" in dear.out
+    assert "The closest is openai_batch:gpt-4.1-nano" in dear.out
     assert "more than --max-usd 0.00001" in dear.out
     assert "24 h, 23 h more than --max-hours 1" in alpasift("plan", *named, "--max-hours", "1", "--max-usd", "1").out
     assert alpasift("plan", *named, "--max-usd", "1", "--max-hours", "24").code == 0
@@ -453,12 +433,32 @@ def test_plan_for_people_is_a_table_with_what_one_should_know_under_it(alpasift:
     write_rows(tmp_path / "r.jsonl", some_rows(5))
     lines = alpasift("plan", "r.jsonl").out.splitlines()
     assert lines[0] == "r: 5 rows"
-    assert " ".join(lines[1].split()) == "grader rubric rows expected likely at most call by call time"
+    assert " ".join(lines[1].split()) == "grader rubric rows expected likely at most sync time remark"
     assert "10 min to 24.0 h" in lines[2]
-    assert lines[2].endswith("not possible here")
+    assert lines[2].endswith("not available here")
     under = "\n".join(lines[6:])
-    for words in ("no key; set OPENAI_API_KEY", "leaves this machine: rows and rubric", "1 batch", "tokens counted by"):
+    for words in (
+        "no key; set OPENAI_API_KEY",
+        "sent off this machine: rows and rubric",
+        "1 batch",
+        "tokens counted by",
+    ):
         assert words in under
+
+
+def test_a_job_larger_than_a_low_tiers_queue_is_planned_for_both_cases_and_for_the_limit_that_is_given(
+    alpasift: Call, tmp_path: Path
+) -> None:
+    long = "one two three four five six seven eight nine ten " * 18_000  # 180,000 tokens a row
+    write_rows(tmp_path / "r.jsonl", [{"instruction": f"Count {i}.", "output": long} for i in range(12)])
+    plan = ["plan", "r.jsonl", "--grader", "openai_batch:gpt-4.1-nano", "--json"]
+    unknown = offers(alpasift(*plan))["openai_batch:gpt-4.1-nano"]
+    assert (unknown["rounds"], unknown["seconds_low"], unknown["seconds_high"]) == (1, 600, 2 * 86400)
+    (note,) = (line for line in unknown["notes"] if "queue" in line)
+    assert "unknown: 2 batches, one after the other, at 2,000,000 enqueued tokens" in note
+    assert "1 if all 2,1" in note
+    given = offers(alpasift(*plan, "--enqueued-tokens", 1_000_000))["openai_batch:gpt-4.1-nano"]
+    assert (given["rounds"], given["seconds_low"], given["seconds_high"]) == (3, 1800, 3 * 86400)
 
 
 # -- predicted and actual -----------------------------------------------------------------------------------------
@@ -471,11 +471,11 @@ def test_a_run_teaches_the_next_plan_and_nothing_is_corrected_twice(alpasift: Ca
     alpasift("import", "r.jsonl")
     plan = ["plan", "--grader", "fake:p.toml", "--json"]
     raw = offers(alpasift(*plan))["fake:p.toml"]
-    assert raw["learned"] is None
+    assert raw["correction"] is None
     for limit in (40, 60):
         alpasift("grade", "--grader", "fake:p.toml", "--limit", limit, "--budget", "1", "--yes")
     found = offers(alpasift(*plan))["fake:p.toml"]
-    assert (found["rows"], found["learned"]["answers"], found["learned"]["runs"]) == (100, 100, 2)
+    assert (found["rows"], found["correction"]["answers"], found["correction"]["runs"]) == (100, 100, 2)
     assert found["input_tokens"] == pytest.approx(100 * 400, rel=0.01)
     assert found["output_tokens"] == 100 * 4
     assert float(found["usd"]) == pytest.approx(100 * 0.00044, rel=0.01)
@@ -483,6 +483,10 @@ def test_a_run_teaches_the_next_plan_and_nothing_is_corrected_twice(alpasift: Ca
     assert D(found["ceiling_usd"]) == D(found["uncorrected"]["ceiling_usd"])
     assert found["uncorrected"]["input_tokens"] / 100 == pytest.approx(raw["input_tokens"] / 200, rel=0.01)
     assert any(line.startswith("corrected by 100 past answers: ") for line in found["notes"])
+    asked = alpasift("grade", "--grader", "fake:p.toml", "--limit", 100, "--budget", "1")
+    assert asked.code == 2, "nobody agreed, so nothing was sent"
+    assert f"100 requests to fake:p.toml: ${float(found['usd']):.4f} expected" in asked.err, "grade asks as plan shows"
+    assert "corrected by 100 past answers: " in asked.err
     second, first = Store(tmp_path / "alpasift.duckdb").query("predictions", grader=None, rubric=None, run_id=None)
     assert first["input_ratio"] == pytest.approx(second["input_ratio"], rel=0.01), "what was kept is the raw estimate"
     assert first["input_tokens"] == second["input_tokens"] == 400
@@ -496,16 +500,16 @@ def test_other_rubrics_teach_for_want_of_the_own_and_small_runs_nothing(alpasift
     plan = ["plan", "--grader", "fake:p.toml", "--json", "--rubric", "helpfulness"]
     for limit in (19, 20):
         alpasift(*grade, "--limit", limit)
-    other = offers(alpasift(*plan))["fake:p.toml"]["learned"]
+    other = offers(alpasift(*plan))["fake:p.toml"]["correction"]
     assert (other["answers"], other["own_rubric"]) == (20, False)
     alpasift(*grade, "--limit", "30", "--rubric", "helpfulness")
-    own = offers(alpasift(*plan))["fake:p.toml"]["learned"]
+    own = offers(alpasift(*plan))["fake:p.toml"]["correction"]
     assert (own["answers"], own["own_rubric"]) == (30, True)
 
 
 def test_only_what_was_answered_is_compared(alpasift: Call, tmp_path: Path) -> None:
-    """Rows 0 to 3 get no answer, and the usage of row 4 makes no sense. Each of the five answers that are left is predicted
-    as the mean of all ten, and takes 400 tokens in and 4 out."""
+    """Rows 0 to 3 get no answer, and the usage of row 4 makes no sense. Each of the five answers that are left is
+    predicted as the mean of all ten, and takes 400 tokens in and 4 out."""
     write_rows(tmp_path / "r.jsonl", some_rows(10))
     lost = '[[reply]]\nmatch = "number [0-3] "\noutcome = "rejected_free"\n'
     odd = '[[reply]]\nmatch = "number 4 "\nusage = { prompt_tokens = -5, completion_tokens = "4" }\n'
@@ -527,11 +531,11 @@ def test_only_what_was_answered_is_compared(alpasift: Call, tmp_path: Path) -> N
 
 def test_history_of_nothing_is_no_error(alpasift: Call, tmp_path: Path) -> None:
     write_rows(tmp_path / "r.jsonl", some_rows(4))
-    assert "there is no database" in alpasift("plan", "--history").err
+    assert "no database" in alpasift("plan", "--history").err
     alpasift("import", "r.jsonl")
     ran = alpasift("plan", "--history")
     assert (ran.code, ran.out) == (0, "")
-    assert "no run began with an estimate yet" in ran.err
+    assert "no run has an estimate yet" in ran.err
     assert alpasift("plan", "r.jsonl", "--history").code == 2
 
 
@@ -548,8 +552,10 @@ def test_a_probe_is_paid_once_and_the_full_run_asks_only_the_rest(alpasift: Call
     assert (found["sample"], found["answered"], found["answered_before"], found["rows_left"]) == (40, 40, 0, 80)
     assert D(found["probe_usd"]) == 40 * D("0.00044")
     assert {k: D(v) for k, v in found["to_go"]["as asked"].items()} == {
-        "usd": 80 * D("0.00044"), "usd_low": 80 * D("0.00044") * D("0.98"), "usd_high": 80 * D("0.00044") * D("1.02"),
-    }  # fmt: skip
+        "usd": 80 * D("0.00044"),
+        "usd_low": 80 * D("0.00044") * D("0.98"),
+        "usd_high": 80 * D("0.00044") * D("1.02"),
+    }
     assert D(found["whole_usd"]) == 120 * D("0.00044")
     graded = positions_graded(tmp_path / "alpasift.duckdb")
     again = alpasift(*probe).json
@@ -577,7 +583,7 @@ def test_the_same_seed_draws_the_same_rows_on_any_database(alpasift: Call, tmp_p
 
 
 def test_what_a_probe_tells_is_what_the_sample_holds(alpasift: Call, tmp_path: Path) -> None:
-    """40 of the rows ask for numbers 0 to 39, each twice; those that end in 1 cannot be read, 2 and 3 get 5, others 3."""
+    """40 rows ask for numbers 0 to 39, each twice; those that end in 1 cannot be read, 2 and 3 get 5, others 3."""
     write_rows(tmp_path / "r.jsonl", [*some_rows(40), *some_rows(40)])
     (tmp_path / "p.toml").write_text(
         '[[reply]]\nmatch = "number [0-9]?1 "\ntext = "perhaps"\n[[reply]]\nmatch = "number [0-9]?[23] "\ntext = "5"\n'
@@ -589,8 +595,10 @@ def test_what_a_probe_tells_is_what_the_sample_holds(alpasift: Call, tmp_path: P
     assert found["share"] == {"value": 0.2, "low": 0.2, "high": 0.2}, "all rows were asked about"
     assert found["kept_rows"] == {"value": 8, "low": 8, "high": 8}
     assert [(row["score"], row["reason"], row["rows"]) for row in found["histogram"]] == [
-        (5, None, 8), (3, None, 28), (None, "unreadable", 4),
-    ]  # fmt: skip
+        (5, None, 8),
+        (3, None, 28),
+        (None, "unreadable", 4),
+    ]
     assert (found["to_go"], found["whole_usd"], found["way"]) == ({}, None, None)
     part = alpasift("--db", "p.duckdb", "probe", "r.jsonl", "-n", "20", "--grader", "fake:p.toml", "--json").json
     share = wilson(part["kept"], 20, 40)
@@ -617,7 +625,7 @@ def test_a_probe_asks_before_it_spends_and_tells_when_the_budget_is_too_small(al
 def test_now_is_for_batches_only(alpasift: Call, tmp_path: Path) -> None:
     write_rows(tmp_path / "r.jsonl", some_rows(5))
     ran = alpasift("probe", "r.jsonl", "--grader", "fake", "--now")
-    assert (ran.code, "--now asks openai_batch:MODEL call by call" in ran.err) == (2, True)
+    assert (ran.code, "--now calls openai_batch:MODEL synchronously" in ran.err) == (2, True)
 
 
 def test_a_probe_call_by_call_counts_for_the_batch_that_follows(
@@ -644,7 +652,7 @@ def test_a_probe_call_by_call_counts_for_the_batch_that_follows(
         assert calls == pytest.approx(15 * D(found["probe_usd"]) / 25)
         assert D(found["whole_usd"]) == D(found["probe_usd"]) + batch
         planned = offers(alpasift("plan", *asked))["openai_batch:gpt-4o-mini"]
-        assert (planned["rows"], planned["learned"]["answers"]) == (15, 25)
+        assert (planned["rows"], planned["correction"]["answers"]) == (15, 25)
         done = alpasift("grade", *asked, "--poll-seconds", "0.05", "--yes")
         assert done.code == 0, done.err
         assert sum(server.executions().values()) == 40

@@ -9,25 +9,14 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from conftest import cli_environment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graders.prices import (
-    MAX_PROMPT_TOKENS,
-    NoBatchPrice,
-    Price,
-    PriceError,
-    UnknownPrice,
-    age_warning,
-    ceiling,
-    charge,
-    find_overrides,
-    listed,
-    price_of,
-    read_overrides,
-    thaw,
-)
+from alpasift.graders.api.listed_prices import listed
+from alpasift.graders.api.price_file import find_overrides, read_overrides
+from alpasift.graders.api.price_lookup import NoBatchPrice, UnknownPrice, age_warning, price_of
+from alpasift.graders.api.prices import MAX_PROMPT_TOKENS, Price, PriceError, ceiling, charge, thaw
+from conftest import cli_environment
 
 DAY = date(2026, 11, 21)
 OWN = """
@@ -218,7 +207,7 @@ def test_prices_are_read_without_a_network() -> None:
         "def watch(event, args):\n"
         "    if event.startswith('socket.'): raise SystemExit(event)\n"
         "sys.addaudithook(watch)\n"
-        "from graders.prices import price_of\n"
+        "from alpasift.graders.api.price_lookup import price_of\n"
         "print(price_of('gpt-4o-mini', batch=True).input, threading.active_count())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=cli_environment())
@@ -232,9 +221,13 @@ def test_own_prices_are_read_exactly(tmp_path: Path) -> None:
     path = write(tmp_path, OWN)
     sync = price_of("some-model", host="llm.example.org", batch=False, overrides=path, today=DAY)
     assert sync == Price(
-        input=Decimal("2e-7"), output=Decimal("8e-7"), cached_input=Decimal("5e-8"), cache_write=Decimal("2e-7"),
-        source="https://llm.example.org/pricing", dated="2026-11-20",
-    )  # fmt: skip
+        input=Decimal("2e-7"),
+        output=Decimal("8e-7"),
+        cached_input=Decimal("5e-8"),
+        cache_write=Decimal("2e-7"),
+        source="https://llm.example.org/pricing",
+        dated="2026-11-20",
+    )
     batch = price_of("some-model", host="LLM.example.org", batch=True, overrides=path, today=DAY)
     assert [batch.input, batch.output, batch.cached_input, batch.cache_write] == [
         Decimal(rate) for rate in ("1e-7", "4e-7", "2.5e-8", "1e-7")
@@ -328,38 +321,38 @@ def test_the_lines_in_the_message_make_an_unknown_price_known(tmp_path: Path) ->
         ("input", "input = [0.2]", "write dollars"),
         ("input", "input = 0", 'input = 0; if it really costs nothing, write "0"'),
         ("input", "input = 0.00", 'if it really costs nothing, write "0"'),
-        ("output", 'output = "0.0"', 'output = \'0.0\'; if it really costs nothing, write "0"'),
+        ("output", 'output = "0.0"', "output = '0.0'; if it really costs nothing, write \"0\""),
         ("input", 'input = "1200"', "input = 1200 dollars per million tokens is more than 1000"),
         ("output", "output = 80_000", "output = 80000 dollars per million tokens is more than 10000"),
         ("input", 'input = "1e300"', "write dollars"),
         ("input", "input = 1e99999999999999999999", "is not valid TOML"),
         ("input", f"input = 0x{'f' * 5000}", "a number of more than 30 digits"),
         ("input", f"input = {'9' * 5000}", "is not valid TOML"),
-        ("input", 'input = "0.0000000001"', "finer than 1e-15"),
+        ("input", 'input = "0.0000000001"', "more than 15 decimals"),
         ("output", "", "output is missing"),
         ("cache_write", 'cache_write = "-1"', "cache_write = '-1'"),
-        ("discount", "discount = 50", "discount = 50; the share off for batches"),
-        ("discount", "discount = 1", "the share off for batches"),
-        ("discount", 'discount = "half"', "the share off for batches"),
-        ("discount", "discount = -0.1", "the share off for batches"),
-        ("date", "", "date is missing; the day on which you looked, as in 2026-11-21"),
+        ("discount", "discount = 50", "discount = 50; the batch discount"),
+        ("discount", "discount = 1", "the batch discount"),
+        ("discount", 'discount = "half"', "the batch discount"),
+        ("discount", "discount = -0.1", "the batch discount"),
+        ("date", "", "date is missing; the day on which you checked, such as 2026-11-21"),
         ("date", 'date = "last week"', "date = 'last week'"),
         ("date", "date = 2026-11-31", "is not valid TOML"),
         ("date", 'date = "2026-11-31"', "date = '2026-11-31'"),
         ("date", "date = 12:30:00", "date = datetime.time"),
         ("date", "date = 2026-11-23", "date = 2026-11-23 is in the future"),
-        ("source", 'source = ""', "source = ''; it is a text on one line, not empty"),
-        ("source", 'source = "a\\nb"', "it is a text on one line"),
+        ("source", 'source = ""', "source = ''; it must be a non-empty string on one line"),
+        ("source", 'source = "a\\nb"', "it must be a non-empty string on one line"),
         ("source", "", "source is missing"),
-        ("provider", 'provider = "openai"', 'it is the name of a host, as in "api.openai.com"'),
-        ("provider", 'provider = "https://llm.example.org/v1"', "it is the name of a host"),
+        ("provider", 'provider = "openai"', 'it must be a host name, such as "api.openai.com"'),
+        ("provider", 'provider = "https://llm.example.org/v1"', "it must be a host name"),
         ("provider", "provider = 7", "provider = 7"),
         ("model", "", "model is missing"),
         ("checked", 'checked = "yes"', "checked = 'yes'; true or false"),
         ("input_usd", 'input_usd = "0.2"', "unknown key 'input_usd'; a price has cache_write,"),
-        ("outpt", "[prices]", "holds [[price]] tables and nothing else; found 'prices'"),
+        ("outpt", "[prices]", "may contain [[price]] tables only; found 'prices'"),
     ],
-)  # fmt: skip
+)
 def test_an_own_price_that_cannot_be_right_is_refused(tmp_path: Path, key: str, line: str, says: str) -> None:
     path = write(tmp_path, with_line(key, line))
     with pytest.raises(PriceError) as caught:
@@ -393,7 +386,7 @@ def test_openai_is_not_free_until_it_is_checked(tmp_path: Path) -> None:
 
 
 def test_one_model_stands_in_the_file_once(tmp_path: Path) -> None:
-    with pytest.raises(PriceError, match=r"some-model at llm\.example\.org stands there twice"):
+    with pytest.raises(PriceError, match=r"some-model at llm\.example\.org is listed twice"):
         read_overrides(write(tmp_path, OWN + OWN), today=DAY)
 
 
@@ -421,7 +414,7 @@ def test_own_prices_are_looked_for_beside_the_database_then_here(
     write(database, OWN)
     assert find_overrides(database) == database / "prices.toml"
     monkeypatch.setenv("ALPASIFT_PRICES", str(named))
-    with pytest.raises(PriceError, match="there is no such file"):
+    with pytest.raises(PriceError, match="which does not exist"):
         find_overrides(database)
     named.write_text(OWN)
     assert find_overrides(database) == named
@@ -436,14 +429,14 @@ def test_a_price_older_than_thirty_days_is_told() -> None:
     assert age_warning(price, date(2026, 10, 1), "gpt-4o-mini") is None
     assert age_warning(price, date(2026, 11, 14)) == (
         "these prices are from 2026-10-14, 31 days old; check https://developers.openai.com/api/docs/pricing, "
-        "and put newer ones in prices.toml"
+        "and put newer prices in prices.toml"
     )
     assert age_warning(price, DAY, "gpt-4o-mini") == (
         "prices of gpt-4o-mini are from 2026-10-14, 38 days old; check https://developers.openai.com/api/docs/pricing, "
-        "and put newer ones in prices.toml"
+        "and put newer prices in prices.toml"
     )
 
 
 def test_a_price_without_a_date_is_told() -> None:
     price = Price(Decimal("1e-7"), Decimal("1e-7"), Decimal("1e-7"), Decimal("1e-7"))
-    assert age_warning(price, DAY, "m") == "prices of m bear no date; check them, and put newer ones in prices.toml"
+    assert age_warning(price, DAY, "m") == "prices of m have no date; check them, and put newer prices in prices.toml"

@@ -1,4 +1,4 @@
-"""One parser from reply to score. The cases are those that the reference implementation (gpt4life/alpagasus) gets wrong."""
+"""One parser from reply to score. The cases are those that the reference (gpt4life/alpagasus) gets wrong."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graders.reading import read_score
-from graders.rubric import load_rubric
+from alpasift.graders.prompts.reading import read_score
+from alpasift.graders.prompts.rubric import load_rubric
 
 ACCURACY = load_rubric("accuracy")
 LAST = replace(ACCURACY, name="last", score="last")
@@ -20,14 +20,47 @@ RULES = load_rubric("rules")
 @pytest.mark.parametrize(
     "text",
     [
-        "4.5", "4.5\n", " 4.5 ", "\n\n4.5", "Score:4.5", "Score: 4.5", "score: 4.5", "score: 4.5/5", "4.5/5", "4.5 / 5",
-        "4.5 out of 5", "4.5.", "**4.5**", "**Score:** 4.5", "**Score: 4.5**", "# 4.5", "`4.5`", "\"4.5\"", "Accuracy: 4.5",
-        "Accuracy score: 4.5", "The score is 4.5.", "Overall score: 4.5", "Rating = 4.5", "4,5", "[4.5]", "(4.5)", "4.50",
-        "4.5\nThe answer leaves out the year.", "Score:\n4.5", "Score: 4.5\r\nBecause.", "4.5 - nearly right", "4.5: nearly right",
-        "4.5, since the year is missing", "4.5 (nearly right)", "4.5 points", "The response is fine.\nScore: 4.5",
-        '{"score": 4.5}', '{"score": "4.5", "explanation": "fine"}', '```json\n{"score": 4.5}\n```',
+        "4.5",
+        "4.5\n",
+        " 4.5 ",
+        "\n\n4.5",
+        "Score:4.5",
+        "Score: 4.5",
+        "score: 4.5",
+        "score: 4.5/5",
+        "4.5/5",
+        "4.5 / 5",
+        "4.5 out of 5",
+        "4.5.",
+        "**4.5**",
+        "**Score:** 4.5",
+        "**Score: 4.5**",
+        "# 4.5",
+        "`4.5`",
+        '"4.5"',
+        "Accuracy: 4.5",
+        "Accuracy score: 4.5",
+        "The score is 4.5.",
+        "Overall score: 4.5",
+        "Rating = 4.5",
+        "4,5",
+        "[4.5]",
+        "(4.5)",
+        "4.50",
+        "4.5\nThe answer leaves out the year.",
+        "Score:\n4.5",
+        "Score: 4.5\r\nBecause.",
+        "4.5 - nearly right",
+        "4.5: nearly right",
+        "4.5, since the year is missing",
+        "4.5 (nearly right)",
+        "4.5 points",
+        "The response is fine.\nScore: 4.5",
+        '{"score": 4.5}',
+        '{"score": "4.5", "explanation": "fine"}',
+        '```json\n{"score": 4.5}\n```',
     ],
-)  # fmt: skip
+)
 def test_a_score_of_four_and_a_half_is_read_however_it_is_spelled(text: str) -> None:
     assert read_score(text, ACCURACY).score == Decimal("4.5")
 
@@ -44,11 +77,26 @@ def test_a_number_off_the_scale_is_no_score(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "4 or 5", "4-5", "4.5-5", "between 4 and 5", "3 out of 4 facts are right", "2 errors were found", "5 of the 7 claims",
-        "4/10", "good", "8 9", "Score: high", "Fine.\nScore: 4\nScore: 5", "***", "The year 2020 is wrong.", '{"score": null}',
-        '{"grade": 4}', "4 5", "four",
+        "4 or 5",
+        "4-5",
+        "4.5-5",
+        "between 4 and 5",
+        "3 out of 4 facts are right",
+        "2 errors were found",
+        "5 of the 7 claims",
+        "4/10",
+        "good",
+        "8 9",
+        "Score: high",
+        "Fine.\nScore: 4\nScore: 5",
+        "***",
+        "The year 2020 is wrong.",
+        '{"score": null}',
+        '{"grade": 4}',
+        "4 5",
+        "four",
     ],
-)  # fmt: skip
+)
 def test_what_could_mean_two_things_is_unreadable(text: str) -> None:
     reading = read_score(text, ACCURACY)
     assert (reading.score, reading.reason) == (None, "unreadable")

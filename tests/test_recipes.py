@@ -1,4 +1,4 @@
-"""Recipes are the papers' figures, methods set the learning rate, and the rate moves as the schedule says."""
+"""Recipes are the papers' figures, methods set the learning rate, and the rate moves as the schedule message."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from train.artifacts import TrainError
-from train.recipes import RECIPES, rate_at, settle
+from alpasift.train.artifacts import TrainError
+from alpasift.train.recipes import RECIPES, rate_at, settle
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_adapters_are_as_the_methods_have_them() -> None:
     assert (s.rank, s.alpha, s.lora_dropout, s.target_names) == (16, 32, 0.0, "all-linear")
     old = settle("ag2-qlora", "qlora", 9_229)
     assert (old.rank, old.alpha, old.lora_dropout, old.target_names) == (8, 32, 0.05, ("q_proj", "v_proj"))
-    assert any("tenth of what suits" in remark for remark in old.remarks)
+    assert any("tenth of the usual rate" in remark for remark in old.remarks)
 
 
 @pytest.mark.parametrize(
@@ -55,32 +55,32 @@ def test_what_is_given_goes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ({"pack_length": 256}, "rows of 256 tokens cannot hold an example of 512"),
         ({"steps": 0}, "steps is 0"),
         ({"learning_rate": 0}, "learning_rate is 0"),
-        ({"precision": "fp16", "master_weights": False}, "fp16 needs its trained weights"),
+        ({"precision": "fp16", "master_weights": False}, "fp16 needs float32 master weights"),
         ({"epochs": float("inf")}, "epochs is inf"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_what_cannot_be_is_refused(given: dict[str, Any], says: str) -> None:
-    with pytest.raises(TrainError, match=says):
+def test_what_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainError, match=message):
         settle("alpaca", "full", 100, **given)
 
 
 def test_in_fp16_adapters_are_kept_in_32_bits() -> None:
     """The scaler of gradients cannot take those of bf16 adapters on a card."""
     assert settle("alpaca", "lora", 100, precision="fp16").adapter_precision == "fp32"
-    with pytest.raises(TrainError, match="fp16 needs adapters in 32 bits"):
+    with pytest.raises(TrainError, match="fp16 needs float32 adapters"):
         settle("alpaca", "lora", 100, precision="fp16", adapter_precision="bf16")
 
 
 def test_unknown_recipes_and_methods_are_named() -> None:
-    with pytest.raises(TrainError, match=f"no recipe 'x'; there are {', '.join(RECIPES)}"):
+    with pytest.raises(TrainError, match=f"unknown recipe 'x'; choose from {', '.join(RECIPES)}"):
         settle("x", "full", 1)
-    with pytest.raises(TrainError, match="no method 'dpo'"):
+    with pytest.raises(TrainError, match="unknown method 'dpo'"):
         settle("alpaca", "dpo", 1)  # type: ignore[arg-type]
 
 

@@ -17,12 +17,13 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from conftest import ROOT, cli_environment
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from graders import rehearsal
-from graders.rehearsal import Event, Rehearsal
+from alpasift.graders.rehearsal import faults
+from alpasift.graders.rehearsal.answers import words_in
+from alpasift.graders.rehearsal.server import Event, Rehearsal
+from conftest import ROOT, cli_environment
 
 KEY = "sk-rehearsal-0123456789"
 MODEL = "gpt-4.1-nano"
@@ -327,9 +328,8 @@ def test_the_output_cap_holds_and_reasoning_counts_inside_it(make: Callable[...,
 
 
 @given(st.text(max_size=300))
-@settings(max_examples=200, deadline=None)
 def test_a_prompt_is_never_counted_higher_than_its_words_or_half_its_bytes(text: str) -> None:
-    assert rehearsal._words(text) <= min(len(text.split()), len(text.encode("utf-8", "surrogatepass")) // 2)
+    assert words_in(text) <= min(len(text.split()), len(text.encode("utf-8", "surrogatepass")) // 2)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -387,14 +387,24 @@ def test_a_full_queue_fails_a_batch_until_others_have_ended(make: Callable[..., 
         ({"model": "gpt-5-nano"}, 400, "unsupported_parameter", "max_tokens"),
         ({"model": "gpt-5-nano", "max_tokens": None, "temperature": 0}, 400, "unsupported_value", "temperature"),
         ({"model": "o3", "max_tokens": None, "logprobs": True}, 400, "unsupported_parameter", "logprobs"),
-        ({"model": "gpt-5", "max_tokens": None, "reasoning_effort": "none"}, 400, "unsupported_value", "reasoning_effort"),
-        ({"model": "gpt-6.1-sol", "max_tokens": None, "reasoning_effort": "none"}, 400, "unsupported_value", "reasoning_effort"),
+        (
+            {"model": "gpt-5", "max_tokens": None, "reasoning_effort": "none"},
+            400,
+            "unsupported_value",
+            "reasoning_effort",
+        ),
+        (
+            {"model": "gpt-6.1-sol", "max_tokens": None, "reasoning_effort": "none"},
+            400,
+            "unsupported_value",
+            "reasoning_effort",
+        ),
         ({"model": "gpt-5.2", "max_tokens": None, "temperature": 0}, 400, "unsupported_value", "temperature"),
         ({"top_logprobs": 3}, 400, "invalid_value", "top_logprobs"),
         ({"reasoning_effort": "low"}, 400, None, None),
         ({"model": "gpt-nothing"}, 404, "model_not_found", "model"),
     ],
-)  # fmt: skip
+)
 def test_a_parameter_that_the_model_does_not_take_is_refused_now_and_line_by_line(
     server: Rehearsal, client: Any, extra: dict[str, Any], status: int, code: str | None, param: str | None
 ) -> None:
@@ -471,8 +481,13 @@ def test_the_log_tells_what_a_client_sent_and_never_the_key(server: Rehearsal, c
         http.get(f"{server.url}/files/{KEY}", headers={"authorization": f"Bearer {KEY}"})
     log = server.requests_log
     assert [(entry.status, entry.leaked) for entry in log] == [
-        (200, False), (200, False), (200, True), (200, True), (200, False), (404, True),
-    ]  # fmt: skip
+        (200, False),
+        (200, False),
+        (200, True),
+        (200, True),
+        (200, False),
+        (404, True),
+    ]
     assert [i for i, entry in enumerate(log) if "idempotency-key" in entry.headers] == [1]
     assert KEY not in repr(log)
 
@@ -507,8 +522,10 @@ def test_cached_and_written_tokens_have_their_own_price(server: Rehearsal, clien
     """gpt-6-luna: 0.1 in, 0.01 cached, 0.125 written, 0.5 out, by batch half of it. The prefix is 1,100 words."""
     prefix = {"role": "system", "content": "judge " * 1100}
     asked: Any = {
-        "model": "gpt-6-luna", "messages": [prefix, {"role": "user", "content": "one two"}], "reasoning_effort": "none",
-    }  # fmt: skip
+        "model": "gpt-6-luna",
+        "messages": [prefix, {"role": "user", "content": "one two"}],
+        "reasoning_effort": "none",
+    }
     usages = [client.chat.completions.create(**asked).usage for _ in range(2)]
     details = [usage.prompt_tokens_details for usage in usages if usage is not None]
     assert [(d.cached_tokens, d.cache_write_tokens) for d in details if d] == [(0, 1024), (1024, 0)]
@@ -550,7 +567,7 @@ def test_the_hook_is_called_at_each_moment_of_a_request(server: Rehearsal, clien
 
     def hook(event: Event) -> None:
         if event.detail["route"] != "upload":  # whose last moment may be still to come
-            seen.append((event.moment, event.detail["route"], event.number, len(server._batches)))
+            seen.append((event.moment, event.detail["route"], event.number, len(server.batches())))
 
     server.hook = hook
     batch = create_from(client, file.id)
@@ -560,10 +577,17 @@ def test_the_hook_is_called_at_each_moment_of_a_request(server: Rehearsal, clien
     while len(seen) < 10 and time.monotonic() < deadline:
         time.sleep(0.001)  # the last moment is after the answer
     assert seen == [
-        ("arrived", "create", 2, 0), ("done", "create", 2, 1), ("answered", "create", 2, 1),
-        ("arrived", "retrieve", 3, 1), ("done", "retrieve", 3, 1), ("answered", "retrieve", 3, 1),
-        ("arrived", "content", 4, 1), ("done", "content", 4, 1), ("half", "content", 4, 1), ("answered", "content", 4, 1),
-    ]  # fmt: skip
+        ("arrived", "create", 2, 0),
+        ("done", "create", 2, 1),
+        ("answered", "create", 2, 1),
+        ("arrived", "retrieve", 3, 1),
+        ("done", "retrieve", 3, 1),
+        ("answered", "retrieve", 3, 1),
+        ("arrived", "content", 4, 1),
+        ("done", "content", 4, 1),
+        ("half", "content", 4, 1),
+        ("answered", "content", 4, 1),
+    ]
 
 
 def test_a_connection_error_in_the_hook_closes_the_connection_at_that_moment(server: Rehearsal, client: Any) -> None:
@@ -712,8 +736,10 @@ def test_fault_16_the_output_comes_late(server: Rehearsal, client: Any) -> None:
     batch_id = create(client, line("q")).id
     seen = [client.batches.retrieve(batch_id) for _ in range(3)]
     assert [(b.status, b.output_file_id is None, counts(b)) for b in seen] == [
-        ("completed", True, (1, 1, 0)), ("completed", True, (1, 1, 0)), ("completed", False, (1, 1, 0)),
-    ]  # fmt: skip
+        ("completed", True, (1, 1, 0)),
+        ("completed", True, (1, 1, 0)),
+        ("completed", False, (1, 1, 0)),
+    ]
 
 
 @pytest.mark.parametrize("status", [400, 429, 500])
@@ -956,22 +982,34 @@ def test_hostile_usage_is_told_and_the_true_one_billed(server: Rehearsal, client
 def test_a_fault_that_does_not_exist_is_refused() -> None:
     server = Rehearsal()
     for fault, detail, reason in (
-        (37, {}, "no fault 37"), (9, {}, "the client's"), (3, {"often": 1}, "no 'often'"),
-    ):  # fmt: skip
+        (37, {}, "unknown fault 37"),
+        (9, {}, "the client's"),
+        (3, {"often": 1}, "no 'often'"),
+    ):
         with pytest.raises(ValueError, match=reason):
             server.misbehave(fault, **detail)
     server.stop()
 
 
 def test_every_fault_of_the_specification_has_a_line_in_the_table() -> None:
-    table = rehearsal.__doc__ or ""
-    named = {int(n) for n in re.findall(r"^    (\d+) ", table, re.MULTILINE)} | {1, 8, 9, 27}
-    assert named == set(range(1, 37))
-    assert {fault for fault in rehearsal.DEFAULTS if isinstance(fault, int)} == named - {1, 8, 9, 27}
-    for fault, detail in rehearsal.DEFAULTS.items():
-        assert re.search(rf"^    {fault} ", table, re.MULTILINE), fault
+    table = faults.__doc__ or ""
+    named = {int(n): name for n, name in re.findall(r"^    (\d+) +([a-z_]+) ", table, re.MULTILINE)}
+    assert set(named) | set(faults.OF_THE_CLIENT) == set(range(1, 37))
+    assert named == {number: fault.value for number, fault in faults.NUMBERS.items()}
+    assert set(faults.DEFAULTS) == set(faults.Fault)
+    for fault, detail in faults.DEFAULTS.items():
+        assert re.search(rf"^    .. +{fault} ", table, re.MULTILINE), fault
         for keyword in detail:
             assert keyword in table, (fault, keyword)
+
+
+def test_a_fault_has_a_name_beside_its_number(server: Rehearsal, client: Any) -> None:
+    server.misbehave("create_answer_lost")
+    with pytest.raises(openai.APIConnectionError):
+        create(client, line("a"))
+    assert len(server.batches()) == 1
+    create(client, line("b"))
+    assert len(server.batches()) == 2
 
 
 # -- as a program -------------------------------------------------------------------------------------------------
@@ -982,11 +1020,28 @@ def test_the_program_serves_until_its_stdin_closes(tmp_path: Path) -> None:
     prices.write_text('{"tiny": {"input": "1", "output": "2", "batch_discount": "0.25"}}')
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "graders.rehearsal", "--key", KEY, "--prices", prices, "--bill", bill, "--marker",
-            r"quality=(\d)", "--fault", "10:times=1,limit=5000", "--fault", "html:times=1,where=chat",
+            sys.executable,
+            "-m",
+            "alpasift.graders.rehearsal",
+            "--key",
+            KEY,
+            "--prices",
+            prices,
+            "--bill",
+            bill,
+            "--marker",
+            r"quality=(\d)",
+            "--fault",
+            "10:times=1,limit=5000",
+            "--fault",
+            "html:times=1,where=chat",
         ],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=cli_environment(),
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=cli_environment(),
+    )
     assert process.stdin is not None and process.stdout is not None
     with process:
         where = json.loads(process.stdout.readline())
@@ -1005,10 +1060,13 @@ def test_the_program_serves_until_its_stdin_closes(tmp_path: Path) -> None:
 
 def test_the_program_ends_with_a_signal_and_leaves_no_folder_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "graders.rehearsal"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "alpasift.graders.rehearsal"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env=cli_environment({"TMPDIR": str(tmp_path)}),
-    )  # fmt: skip
+    )
     assert process.stdin is not None and process.stdout is not None
     with process:
         process.stdout.readline()
@@ -1021,19 +1079,25 @@ def test_the_program_ends_with_a_signal_and_leaves_no_folder_behind(tmp_path: Pa
 
 def test_the_program_says_what_is_wrong_with_its_arguments(tmp_path: Path) -> None:
     for arguments, reason in (
-        (["--fault", "99"], "no fault 99"), (["--fault", "10:limits=3"], "no 'limits'"), (["--marker", "x"], "no group"),
-    ):  # fmt: skip
+        (["--fault", "99"], "unknown fault 99"),
+        (["--fault", "10:limits=3"], "no 'limits'"),
+        (["--marker", "x"], "no group"),
+    ):
         done = subprocess.run(
-            [sys.executable, "-m", "graders.rehearsal", *arguments],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, env=cli_environment(), timeout=30,
-        )  # fmt: skip
+            [sys.executable, "-m", "alpasift.graders.rehearsal", *arguments],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=cli_environment(),
+            timeout=30,
+        )
         assert done.returncode == 2
         assert reason in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_server_can_be_reached_from_this_machine_only(server: Rehearsal) -> None:
     port = int(server.url.split(":")[2].split("/")[0])
-    assert server._listener.getsockname() == ("127.0.0.1", port)
+    assert server._http.listener.getsockname() == ("127.0.0.1", port)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         assert connection.recv(100) == b""

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graders import Example, Turn
-from graders.rubric import RubricError, load_rubric, parse_rubric, rubric_names
+from alpasift.graders import Example, Turn
+from alpasift.graders.prompts.rubric import RubricError, load_rubric, parse_rubric, rubric_names
 
 ROW = Example("Name the capital.", "France", "Paris")
 MINE = """
@@ -26,7 +26,7 @@ question = "One of {{choices}}:"
 
 
 def test_the_built_in_rubrics_are_these() -> None:
-    assert rubric_names() == ["accuracy", "additive", "curation", "helpfulness", "rules"]
+    assert rubric_names() == ["accuracy", "additive", "curation", "fit", "helpfulness", "ifd", "rules", "s-ifd"]
 
 
 def test_accuracy_goes_from_zero_to_five_by_halves_and_keeps_at_four_and_a_half() -> None:
@@ -96,20 +96,20 @@ def test_a_users_own_rubric_comes_from_a_file(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ("low = 1", "low is missing"),
-        ('step = 1 -> step = "a"', "it is a number"),
+        ('step = 1 -> step = "a"', "must be a number"),
         ("step = 1 -> step = 0.3", "whole number"),
-        ("high = 5 -> high = 0", "low is below high"),
+        ("high = 5 -> high = 0", "low must be below high"),
         ("threshold = 4 -> threshold = 9", "outside"),
-        ('name = "brevity" -> name = "a b"', "letters, digits"),
-        ('{{dimension}} -> {{nothing}}', "names the field"),
-        ('{{dimension}} -> {{output}}', "may stand in `row` only"),
+        ('name = "brevity" -> name = "a b"', "is not a valid name; use 1 to 64"),
+        ("{{dimension}} -> {{nothing}}", "has the unknown field"),
+        ("{{dimension}} -> {{output}}", "is allowed in `row` only"),
         ('dimension = "brevity" -> colour = "red"', "unknown key"),
         ('dimension = "brevity" -> row = "{{output}}"', "must hold"),
         ('dimension = "brevity" -> max_tokens = 0', "max_tokens"),
         ('dimension = "brevity" -> score = "middle"', "first"),
         ('name = "brevity" -> name = "', "not valid TOML"),
     ],
-)  # fmt: skip
+)
 def test_a_rubric_that_does_not_hold_together_is_refused_with_the_key(change: str, says: str) -> None:
     old, _, new = change.partition(" -> ")
     with pytest.raises(RubricError, match=says):
@@ -117,10 +117,10 @@ def test_a_rubric_that_does_not_hold_together_is_refused_with_the_key(change: st
 
 
 def test_an_unknown_name_lists_the_names_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RubricError, match="accuracy, additive, curation, helpfulness, rules"):
+    with pytest.raises(RubricError, match="accuracy, additive, curation, fit, helpfulness, ifd, rules, s-ifd"):
         load_rubric("acuracy")
     (tmp_path / "x.toml").write_text(MINE.replace("brevity", "accuracy"))
-    with pytest.raises(RubricError, match="belongs to a built-in"):
+    with pytest.raises(RubricError, match="is a built-in rubric"):
         load_rubric(str(tmp_path / "x.toml"))
 
 

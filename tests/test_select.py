@@ -14,26 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.datasets import import_file
-from batcher.engine import Run
-from batcher.select import (
-    Condition,
-    NotGraded,
-    SelectError,
-    choose_grader,
-    composition,
-    kept_positions,
-    resolve_selection,
-    select,
-)
-from batcher.store import Store, append, hash_id, new_id, scalar, utc_now
-from batcher.tasks.grade import Grade
-from graders import open_backend
-from graders.rubric import load_rubric
+from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.engine.run import Run
+from alpasift.batcher.grading.condition import Condition, SelectError
+from alpasift.batcher.grading.lookup import GradingError, NotGraded, find_grading, scores_of
+from alpasift.batcher.grading.select import select
+from alpasift.batcher.grading.selections import composition, kept_positions, resolve_selection
+from alpasift.batcher.store import Store, append, hash_id, new_id, scalar, utc_now
+from alpasift.batcher.tasks.grade import Grade
+from alpasift.graders import open_backend
+from alpasift.graders.prompts.rubric import load_rubric
+from conftest import new_store, write_rows
 
 GRADER, RUBRIC = hash_id("grader", "fake"), hash_id("rubric", "accuracy")
 D = Decimal
@@ -64,18 +58,36 @@ def add_grader(store: Store, name: str, version: int = 1, rubric: str = "accurac
     setup_id = hash_id("setup", grader_id, rubric_id)
     with store.transaction() as con:
         append(
-            con, "graders", ("grader_id", "name", "version", "fingerprint", "first_seen"),
-            [(grader_id, name, version, json.dumps({"version": str(version)}), utc_now())], unique=True,
-        )  # fmt: skip
+            con,
+            "graders",
+            ("grader_id", "name", "version", "fingerprint", "first_seen"),
+            [(grader_id, name, version, json.dumps({"version": str(version)}), utc_now())],
+            unique=True,
+        )
         append(
-            con, "rubrics",
-            ("rubric_id", "name", "version", "scale_low", "scale_high", "scale_step", "threshold", "content", "first_seen"),
-            [(rubric_id, rubric, rubric_version, D(0), D(5), D("0.5"), D("4.5"), '{"name": "x"}', utc_now())], unique=True,
-        )  # fmt: skip
+            con,
+            "rubrics",
+            (
+                "rubric_id",
+                "name",
+                "version",
+                "scale_low",
+                "scale_high",
+                "scale_step",
+                "threshold",
+                "content",
+                "first_seen",
+            ),
+            [(rubric_id, rubric, rubric_version, D(0), D(5), D("0.5"), D("4.5"), '{"name": "x"}', utc_now())],
+            unique=True,
+        )
         append(
-            con, "setups", ("setup_id", "task", "grader_id", "rubric_id", "decoding"),
-            [(setup_id, "grade", grader_id, rubric_id, "{}")], unique=True,
-        )  # fmt: skip
+            con,
+            "setups",
+            ("setup_id", "task", "grader_id", "rubric_id", "decoding"),
+            [(setup_id, "grade", grader_id, rubric_id, "{}")],
+            unique=True,
+        )
     return setup_id
 
 
@@ -97,51 +109,75 @@ def add_rows(
     with store.transaction() as con:
         before = scalar(con, "select count(*) from dataset_versions where dataset = $d", {"d": dataset})
         append(
-            con, "dataset_versions",
-            ("version_id", "dataset", "version", "shape", "source", "sha256", "rows", "set_aside", "duplicates", "facts",
-             "imported_at"),
+            con,
+            "dataset_versions",
+            (
+                "version_id",
+                "dataset",
+                "version",
+                "shape",
+                "source",
+                "sha256",
+                "rows",
+                "set_aside",
+                "duplicates",
+                "facts",
+                "imported_at",
+            ),
             [(version_id, dataset, before + 1, "alpaca", "made.json", "ab" * 32, len(table), 0, 0, "{}", now)],
-        )  # fmt: skip
+        )
         append(
-            con, "examples", ("example_id", "system", "turns", "instruction", "input", "output"),
-            [(i, "", "", row.instruction, row.input, row.output) for i, row in unique.items()], unique=True,
-        )  # fmt: skip
+            con,
+            "examples",
+            ("example_id", "system", "turns", "instruction", "input", "output"),
+            [(i, "", "", row.instruction, row.input, row.output) for i, row in unique.items()],
+            unique=True,
+        )
         append(
-            con, "dataset_rows", ("version_id", "position", "example_id", "category", "other"),
+            con,
+            "dataset_rows",
+            ("version_id", "position", "example_id", "category", "other"),
             [(version_id, position, row.example_id, row.category, "{}") for position, row in placed],
-        )  # fmt: skip
+        )
         keys = {row.example_id: hash_id("key", setup, row.example_id) for row in graded}
         append(
-            con, "questions", ("key", "setup_id", "example_id", "sample"),
-            [(keys[row.example_id], setup, row.example_id, 0) for row in graded], unique=True,
-        )  # fmt: skip
+            con,
+            "questions",
+            ("key", "setup_id", "subject_id", "example_id", "sample"),
+            [(keys[row.example_id], setup, row.example_id, row.example_id, 0) for row in graded],
+            unique=True,
+        )
         append(
-            con, "replies", ("attempt_id", "key", "request_id", "outcome", "text", "recorded_at"),
+            con,
+            "replies",
+            ("attempt_id", "key", "request_id", "outcome", "text", "recorded_at"),
             [(attempt, keys[row.example_id], "r", "answered", row.score or "?", now) for row in graded],
-        )  # fmt: skip
+        )
         append(
-            con, "readings", ("attempt_id", "key", "request_id", "reader", "score", "reason", "recorded_at"),
+            con,
+            "readings",
+            ("attempt_id", "key", "request_id", "reader", "score", "reason", "recorded_at"),
             [(attempt, keys[row.example_id], "r", "1", row.score and D(row.score), row.reason, now) for row in graded],
-        )  # fmt: skip
+        )
     return version_id
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """One store for tests that each add a dataset of their own."""
-    return Store(tmp_path_factory.mktemp("select") / "made.duckdb").create()
+    return new_store(tmp_path_factory.mktemp("select") / "made.duckdb")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "made.duckdb").create()
+    return new_store(tmp_path / "made.duckdb")
 
 
 _fresh = count()
 
 
 def scores(text: str) -> list[Row]:
-    """New rows r0, r1, ... with the scores of a text: "5 4.5 - ?" are two scores, an ungraded row and an unreadable one."""
+    """New rows r0, r1, ... with the scores of a text: "5 4.5 - ?" is two scores, an ungraded row, an unreadable one."""
     made, instruction = [], f"Say {next(_fresh)}."
     for i, word in enumerate(text.split()):
         score, reason = (None, None) if word == "-" else (None, "unreadable") if word == "?" else (word, None)
@@ -218,7 +254,7 @@ def test_four_and_a_half_means_five_to_a_grader_of_whole_numbers(shared: Store) 
     (made,) = select(shared, version, "whole", Condition(min_score=D("4.5")))
     assert made.rows == 2
     assert (made.manifest["observed_step"], made.manifest["threshold"], made.manifest["threshold_means"]) == (1, 4.5, 5)
-    assert made.manifest["notes"] == ["the scores of fake come in steps of 1: 4.5 means 5 here"]
+    assert made.manifest["notes"] == ["the scores of fake are in steps of 1: 4.5 is effectively 5"]
     halves = add_rows(shared, scores("5 4.5 4 3 1"))
     (other,) = select(shared, halves, "halves", Condition(min_score=D("4.5")))
     assert (other.manifest["observed_step"], other.manifest["notes"]) == (0.5, [])
@@ -237,7 +273,7 @@ def test_top_takes_what_has_a_score_and_says_so(shared: Store) -> None:
     version = add_rows(shared, scores("5 4 - -"))
     (made,) = select(shared, version, "short", Condition(top=3))
     assert made.rows == 2
-    assert made.manifest["notes"] == ["3 rows were asked for; 2 rows have a score, which leaves 2"]
+    assert made.manifest["notes"] == ["3 rows were requested; 2 rows have a score, which leaves 2"]
     with pytest.raises(SelectError, match=r"--top asks for 5 rows and the dataset has 4"):
         select(shared, version, "short", Condition(top=5))
 
@@ -273,7 +309,7 @@ HISTOGRAM = {"2.5": 172, "3": 1550, "3.5": 10811, "4": 30240, "4.5": 9218, "5": 
 
 @pytest.fixture(scope="module")
 def alpaca(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
-    store = Store(tmp_path_factory.mktemp("alpaca") / "alpaca.duckdb").create()
+    store = new_store(tmp_path_factory.mktemp("alpaca") / "alpaca.duckdb")
     setup, version_id = add_grader(store, "chatgpt"), hash_id("alpaca")
     with store.transaction() as con:
         con.execute("create temp table bars (score varchar, n bigint)")
@@ -284,15 +320,21 @@ def alpaca(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
             "from (select score, unnest(range(n)) as i from bars)"
         )
         con.execute(
-            "insert into examples select example_id, '', '', 'Say ' || position, '', repeat('x', (position % 300)::int) from made"
+            "insert into examples (example_id, system, turns, instruction, input, output) "
+            "select example_id, '', '', 'Say ' || position, '', repeat('x', (position % 300)::int) from made"
         )
         con.execute("insert into dataset_rows select $v, position, example_id, null, '{}' from made", {"v": version_id})
         con.execute(
-            "insert into dataset_versions select $v, 'alpaca', 1, 'alpaca', 'alpaca_data.json', 'x', count(*), 0, 0, '{}', "
+            "insert into dataset_versions select $v, 'alpaca', 1, 'alpaca', 'alpaca_data.json', 'x', count(*), 0, 0, "
+            "'{}', "
             "now()::timestamp from made",
             {"v": version_id},
         )
-        con.execute("insert into questions select key, $s, example_id, 0 from made", {"s": setup})
+        con.execute(
+            "insert into questions (key, setup_id, example_id, sample, subject_id) "
+            "select key, $s, example_id, 0, example_id from made",
+            {"s": setup},
+        )
         con.execute(
             "insert into replies (attempt_id, key, request_id, outcome, text, recorded_at) "
             "select md5('a')::uuid, key, 'r', 'answered', score, now()::timestamp from made"
@@ -450,9 +492,13 @@ def test_longest_and_shortest_count_characters_not_bytes_and_need_no_grader(stor
 
 def test_a_quota_takes_the_best_of_each_category_before_rows_are_counted_off(shared: Store) -> None:
     table = [
-        Row("a", "5", category="qa"), Row("b", "4.5", category="qa"), Row("c", "4", category="qa"),
-        Row("d", "3.5", category="code"), Row("e", "3", category="code"), Row("f", "2"),
-    ]  # fmt: skip
+        Row("a", "5", category="qa"),
+        Row("b", "4.5", category="qa"),
+        Row("c", "4", category="qa"),
+        Row("d", "3.5", category="code"),
+        Row("e", "3", category="code"),
+        Row("f", "2"),
+    ]
     version = add_rows(shared, table)
     (made,) = select(shared, version, "quota", Condition(top=3, quota={"qa": 1}))
     assert list(kept_positions(shared, made.selection_id)) == [0, 3, 4]
@@ -461,7 +507,7 @@ def test_a_quota_takes_the_best_of_each_category_before_rows_are_counted_off(sha
     assert list(kept_positions(shared, each.selection_id)) == [0, 1, 3, 5]
     (none,) = select(shared, version, "none", Condition(min_score=D(0), quota={"(none)": 0, "code": 0}))
     assert list(kept_positions(shared, none.selection_id)) == [0, 1, 2]
-    with pytest.raises(SelectError, match=r"--quota coding: no row has that category; there are qa, code, \(none\)"):
+    with pytest.raises(SelectError, match=r"--quota coding: no row has that category; choose from qa, code, \(none\)"):
         select(shared, version, "typo", Condition(top=3, quota={"coding": 1}))
 
 
@@ -488,7 +534,7 @@ def test_where_works_on_a_dataset_that_nobody_graded(store: Store) -> None:
     version = add_rows(store, scores("- - -"))
     (made,) = select(store, version, "where", Condition(where="position > 0 and reason = 'not_graded'"))
     assert list(kept_positions(store, made.selection_id)) == [1, 2]
-    with pytest.raises(SelectError, match="no grader has been asked"):
+    with pytest.raises(SelectError, match="no grader has graded"):
         select(store, version, "where", Condition(where="score > 4"))
 
 
@@ -502,7 +548,7 @@ def test_where_may_be_a_million_rows_of_a_dataset_but_only_of_this_one(shared: S
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str, bytes]:
     """A store, a dataset version in it, and the bytes of its file."""
-    store = Store(tmp_path_factory.mktemp("hostile") / "made.duckdb").create()
+    store = new_store(tmp_path_factory.mktemp("hostile") / "made.duckdb")
     version = add_rows(store, scores("5 4"))
     return store, version, store.path.read_bytes()
 
@@ -516,7 +562,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str, bytes
         ("1", "gives INTEGER"),
         ("null", "gives"),
         ("true, false", "gives"),
-        ("", "wants an SQL expression"),
+        ("", "needs an SQL expression"),
         ("true) or (true", "syntax error"),
         ("true] or [true", "syntax error"),
         ("true) as kept from pool --", "syntax error"),
@@ -532,6 +578,19 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str, bytes
         ("(select count(*) from 'made.csv') > 0", "disabled by configuration|does not exist"),
         ("random() < 0.5", r"may not call random\(\)"),
         ('"random"() < 0.5', r"may not call random\(\)"),
+        ("random/**/() < 0.5", r"may not call random\(\)"),
+        ("random -- a comment\n () < 0.5", r"may not call random\(\)"),
+        ("system.main.RANDOM() < 0.5", r"may not call random\(\)"),
+        ("list_filter([1], lambda x: random() > 0.5)[1] = 1", r"may not call random\(\)"),
+        ("position in (select position from pool using sample 1)", "may not draw a sample"),
+        ("position in (select position from pool tablesample reservoir(50%))", "may not draw a sample"),
+        ("row_number() over/**/() < 2", r"may not use over \(\)"),
+        (
+            "row_number() over (partition by length(output)) < 2",
+            r"may not use row_number\(\) over rows without an order",
+        ),
+        ("Current_Timestamp is not null", "may not use current_timestamp"),
+        ("true using sample 1", "syntax error"),
         ("gen_random_uuid() is not null", r"may not call gen_random_uuid\(\)"),
         ("score > $other", "other|parameter"),
         ("score > avg(score)", "GROUP BY"),
@@ -551,24 +610,25 @@ def test_the_only_grader_is_taken_and_of_two_one_must_be_named(store: Store) -> 
     table = scores("5 4 3")
     version = add_rows(store, [replace(r, score=None) for r in table])
     with pytest.raises(NotGraded, match="alpasift grade"):
-        choose_grader(store, version)
-    with pytest.raises(SelectError, match="alpasift grade"):
+        find_grading(store, version)
+    with pytest.raises(NotGraded, match="alpasift grade"):
         select(store, version, "x", Condition(top=1))
     version = add_rows(store, table)
-    chosen = choose_grader(store, version)
-    assert (chosen.grader, chosen.rubric, chosen.threshold, chosen.step) == ("fake", "accuracy", D("4.5"), D("0.5"))
-    assert (chosen.observed_step, chosen.asked, chosen.scored) == (D(1), 3, 3)
+    found = find_grading(store, version)
+    assert (found.grader, found.rubric, found.threshold, found.step) == ("fake", "accuracy", D("4.5"), D("0.5"))
+    counted = scores_of(store, version, found)
+    assert (counted.observed_step, counted.graded, counted.scored, counted.highest) == (D(1), 3, 3, D(5))
     add_rows(store, table[:2], dataset="made", setup=add_grader(store, "fake", 2))
-    with pytest.raises(SelectError) as caught:
-        choose_grader(store, version)
+    with pytest.raises(GradingError) as caught:
+        find_grading(store, version)
     assert "--grader fake@1 --rubric accuracy (3 rows with a score)" in str(caught.value)
     assert "--grader fake@2 --rubric accuracy (2 rows with a score)" in str(caught.value)
-    assert choose_grader(store, version, "fake").grader == "fake@2"
-    assert choose_grader(store, version, "fake@1").grader == "fake"
-    assert choose_grader(store, version, "fake@2", "accuracy").scored == 2
-    assert choose_grader(store, version, GRADER, RUBRIC).grader == "fake", "an id names the very grader"
-    with pytest.raises(SelectError, match="--grader gpt has not graded this dataset; these have: --grader fake@1"):
-        choose_grader(store, version, "gpt")
+    assert find_grading(store, version, "fake").grader == "fake@2"
+    assert find_grading(store, version, "fake@1").grader == "fake"
+    assert scores_of(store, version, find_grading(store, version, "fake@2", "accuracy")).scored == 2
+    assert find_grading(store, version, GRADER, RUBRIC).grader == "fake", "an id names the very grader"
+    with pytest.raises(GradingError, match="--grader gpt has not graded this dataset; these have: --grader fake@1"):
+        find_grading(store, version, "gpt")
     (made,) = select(store, version, "named", Condition(min_score=D(3)), grader="fake@2")
     assert made.manifest["grader"] == {"label": "fake@2", "fingerprint": {"version": "2"}}
     assert made.manifest["not_kept_by_reason"] == {"not_graded": 1}
@@ -590,9 +650,9 @@ def test_the_same_again_is_the_same_selection_and_another_result_the_next_versio
     assert resolve_selection(store, "keep@1") == first
     (third,) = select(store, version, "keep", Condition(min_score=D("4.5")))
     assert third.label == "keep@3", "the plain name is what was selected last under it"
-    with pytest.raises(SelectError, match=r"no selection is called 'kept'; there are keep@3"):
+    with pytest.raises(SelectError, match=r"no selection named 'kept'; did you mean keep\? Choose from keep@3"):
         resolve_selection(store, "kept")
-    with pytest.raises(SelectError, match=r"no selection is called 'keep@9'"):
+    with pytest.raises(SelectError, match=r"no selection named 'keep@9'"):
         resolve_selection(store, "keep@9")
 
 
@@ -633,7 +693,7 @@ def test_a_manifest_tells_all_that_made_the_selection(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "keep@2", "x" * 65, "a/b", "ä"])
 def test_a_name_that_is_no_file_name_is_refused(shared: Store, name: str) -> None:
-    with pytest.raises(SelectError, match=r"letters, digits, \. _ - only"):
+    with pytest.raises(SelectError, match="is not a valid name; use 1 to 64 of the characters"):
         select(shared, new_id(), name, Condition(top=1))
 
 
@@ -642,16 +702,16 @@ def test_a_name_that_is_no_file_name_is_refused(shared: Store, name: str) -> Non
     [
         (Condition(), "exactly one of"),
         (Condition(top=1, min_score=D(4)), "exactly one of .*this has 2"),
-        (Condition(top=0), "keep 1 row or more"),
+        (Condition(top=0), "must be 1 or more"),
         (Condition(keep_share=D(0)), "above 0 and at most 1"),
         (Condition(keep_share=D("1.01")), "above 0 and at most 1"),
         (Condition(keep_share=D("nan")), "above 0 and at most 1"),
         (Condition(min_score=D("inf")), "not a number"),
-        (Condition(order="random"), "--random wants a number of rows, or --match"),
-        (Condition(order="random", size=1, match="x"), "--random wants a number of rows, or --match"),
-        (Condition(top=1, match="x"), "--match gives a size"),
-        (Condition(top=1, quota={"a": -1}), "a quota is 0 or more"),
-        (Condition(top=1, nested=(0,)), "1 row or more"),
+        (Condition(order="random"), "--random needs a number of rows, or --match"),
+        (Condition(order="random", size=1, match="x"), "--random needs a number of rows, or --match"),
+        (Condition(top=1, match="x"), "--match works with"),
+        (Condition(top=1, quota={"a": -1}), "must be 0 or more"),
+        (Condition(top=1, nested=(0,)), "must be 1 or more"),
     ],
 )
 def test_a_condition_that_makes_no_sense_is_refused_before_anything_is_read(
@@ -665,7 +725,7 @@ def test_sizes_that_the_rows_cannot_give_are_refused(shared: Store) -> None:
     version = add_rows(shared, scores("5 4 3"))
     for condition, message in (
         (Condition(order="random", size=4), "--random asks for 4 rows and the dataset has 3"),
-        (Condition(keep_share=D("0.1")), "less than half a row"),
+        (Condition(keep_share=D("0.1")), "less than one row"),
         (Condition(top=2, nested=(3,)), "--nested 3: only 2 rows were kept"),
     ):
         with pytest.raises(SelectError, match=message):
@@ -702,8 +762,8 @@ def test_composition_counts_kept_against_pool_and_code_once_a_row(store: Store) 
     }
     assert found[1]["pool_share"] == 0.5
     assert found[1]["kept_share"] == 1 / 3
-    chosen = choose_grader(store, version)
-    assert composition(store, version, chosen=chosen) == found, "the same rows, by the rubric's own threshold"
+    grading = find_grading(store, version)
+    assert composition(store, version, grading=grading) == found, "the same rows, by the rubric's own threshold"
 
 
 def test_composition_shows_the_twenty_largest_categories_and_sums_the_rest(shared: Store) -> None:
@@ -720,7 +780,7 @@ def test_composition_shows_the_twenty_largest_categories_and_sums_the_rest(share
 
 def test_scores_by_group_show_what_the_threshold_would_keep(store: Store) -> None:
     add_rows(store, KINDS)
-    labels = {"dataset": "made", "grader": "fake", "rubric": "accuracy", "threshold": None}
+    labels = {"dataset": "made", "grader": "fake", "rubric": "accuracy", "threshold": None, "hidden": False}
 
     def counted(name: str, group: str, **changed: object) -> dict[object, tuple[int, int, int]]:
         found = store.query(name, **{**labels, **changed})
@@ -728,8 +788,13 @@ def test_scores_by_group_show_what_the_threshold_would_keep(store: Store) -> Non
 
     assert counted("scores_by_category", "category") == {"(none)": (2, 1, 1), "a": (2, 2, 2), "b": (2, 2, 0)}
     assert counted("scores_by_keyword", "keyword") == {
-        "Java": (2, 2, 2), "C++": (1, 1, 0), "C#": (1, 1, 0), "Python": (1, 1, 1), "code": (4, 4, 2), "other": (2, 1, 1),
-    }  # fmt: skip
+        "Java": (2, 2, 2),
+        "C++": (1, 1, 0),
+        "C#": (1, 1, 0),
+        "Python": (1, 1, 1),
+        "code": (4, 4, 2),
+        "other": (2, 1, 1),
+    }
     # 9 18 18 19 23 26: the quartiles are 18, 18 and 23, so nothing falls into the second bucket
     assert counted("scores_by_length", "quartile") == {1: (3, 3, 1), 3: (2, 1, 1), 4: (1, 1, 1)}
     assert counted("scores_by_category", "category", threshold=D(2))["b"] == (2, 2, 2)
@@ -751,7 +816,7 @@ def test_every_selection_is_listed_with_its_condition(store: Store) -> None:
 
 
 def _graded_by(store: Store, version: str, tmp_path: Path, name: str, texts: dict[str, str], **more: Any) -> str:
-    """Grade by a script that answers a row by what it holds; returns the grader's label."""
+    """Grade by a script that answers a row by content; returns the grader's label."""
     rules = "".join(
         f"[[reply]]\nmatch = {json.dumps(match)}\ntext = {json.dumps(text)}\n"
         + (f"logprobs = {more['logprobs'][match]}\n" if "logprobs" in more else "")
@@ -792,12 +857,12 @@ def test_graders_are_combined_only_when_there_are_several_and_on_one_scale(store
     a = _graded_by(store, version, tmp_path, "a", {"": "5"})
     with Run(store, Grade(load_rubric("curation")), open_backend("fake"), version) as run:
         run.go()
-    for graders, combine, says in (
-        ([a], "mean", "wants two graders"),
-        ([a, "fake"], None, "want --combine"),
-        ([a, "fake"], "mean", "only graders on one scale"),
+    for graders, combine, message in (
+        ([a], "mean", "needs two or more graders"),
+        ([a, "fake"], None, "need --combine"),
+        ([a, "fake"], "mean", "only graders with the same scale"),
     ):
-        with pytest.raises(SelectError, match=says):
+        with pytest.raises(SelectError, match=message):
             select(store, version, "x", Condition(min_score=Decimal(3), combine=combine), grader=graders)
 
 
@@ -806,13 +871,23 @@ def test_a_threshold_on_the_expected_score_is_another_than_on_the_score(store: S
     sure = '{ "4" = -2.302585, "4.5" = -0.1053605 }'  # P(4) = .1, P(4.5) = .9
     torn = '{ "4" = -0.6931472, "5" = -0.6931472 }'
     grader = _graded_by(
-        store, version, tmp_path, "p", {"one": "4.5", "two": "5", "three": "5"},
+        store,
+        version,
+        tmp_path,
+        "p",
+        {"one": "4.5", "two": "5", "three": "5"},
         logprobs={"one": sure, "two": torn, "three": '{ "Sure" = -0.01 }'},
-    )  # fmt: skip
-    found = store.locked_query("select score, expected from graded order by score, expected nulls last").rows
+    )
+    found = store.locked_query("select score, expected_score from graded order by 1, 2 nulls last").rows
     assert [float(score) for score, _ in found] == [4.5, 5, 5]
     assert [expected for _, expected in found] == [pytest.approx(4.45), pytest.approx(4.5), None]
     by_score = select(store, version, "s", Condition(min_score=Decimal("4.5")), grader=grader)[0]
-    by_expected = select(store, version, "e", Condition(min_score=Decimal("4.5"), by="expected"), grader=grader)[0]
+    by_expected = select(store, version, "e", Condition(min_score=Decimal("4.5"), by="expected_score"), grader=grader)[
+        0
+    ]
     assert (by_score.rows, by_expected.rows) == (3, 1)
     assert by_expected.manifest["not_kept_by_reason"] == {"below_threshold": 1, "no_expected": 1}
+    assert by_expected.manifest["condition"]["by"] == "expected", "as databases have always spelled it"
+    for name in ("expected_score", "expected"):  # the second is its former name
+        made = select(store, version, "w", Condition(where=f"{name} >= 4.5"), grader=grader)[0]
+        assert list(kept_positions(store, made.selection_id)) == list(kept_positions(store, by_expected.selection_id))

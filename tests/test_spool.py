@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from batcher import spool
-from graders import Reply
+from alpasift.batcher.money import spool
+from alpasift.graders import Reply
 
 
 def replies(*texts: str) -> list[Reply]:

@@ -11,7 +11,36 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from batcher.store import QueryError, Rows, Store, StoreError, append, hash_id, named_query, sql_texts
+from alpasift.batcher.store import QueryError, Rows, Store, StoreError, append, hash_id, named_query, sql_texts
+from conftest import new_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Made by `create` itself, which is tested here, and not copied as elsewhere."""
+    return Store(tmp_path / "test.duckdb").create()
+
+
+def test_the_copy_that_other_tests_start_from_is_what_create_makes(store: Store, tmp_path: Path) -> None:
+    copied = new_store(tmp_path / "copied.duckdb")
+    assert stat.S_IMODE(copied.path.stat().st_mode) == stat.S_IMODE(store.path.stat().st_mode)
+    columns = (
+        "select table_name, column_name, data_type, is_nullable, column_default from duckdb_columns() order by all"
+    )
+    tables = "select table_name from duckdb_tables() order by all"
+    for schema in (columns, tables, "select constraint_text, table_name from duckdb_constraints() order by all"):
+        assert copied.locked_query(schema).rows == store.locked_query(schema).rows != []
+    for table in ("migrations", "views_state"):
+        content = f"select * exclude (recorded_at) from {table} order by all"
+        assert copied.locked_query(content).rows == store.locked_query(content).rows != []
+    for (table,) in store.locked_query(tables).rows:
+        count = f"select count(*) from {table}"
+        assert copied.locked_query(count).rows == store.locked_query(count).rows
+    identities = [
+        dict(one.locked_query("select key, value from meta").rows) for one in (store, copied, new_store(tmp_path / "2"))
+    ]
+    assert {tuple(sorted(one)) for one in identities} == {("created_at", "ledger")}
+    assert len({one["ledger"] for one in identities}) == len({one["created_at"] for one in identities}) == 3
 
 
 def test_a_new_database_is_readable_by_its_owner_only(store: Store) -> None:
@@ -46,14 +75,33 @@ def test_append_passes_over_keys_that_are_there(store: Store) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "insert into meta values ('x', 'y')", "delete from meta", "create table t (i int)", "drop view graded",
-        "copy (select 1) to 'out.csv'", "copy meta to 'out.parquet'", "select * from read_csv('/etc/passwd')",
-        "select * from '/etc/passwd'", "select * from read_text('/etc/passwd')", "select * from glob('/*')",
-        "attach 'other.duckdb'", "export database 'd'", "import database 'd'", "install httpfs", "load httpfs", "set threads = 1",
-        "set enable_external_access = true", "reset lock_configuration", "select 1; select 2", "", "selec 1", "select nothing",
-        "checkpoint", "pragma enable_profiling", "use memory",
+        "insert into meta values ('x', 'y')",
+        "delete from meta",
+        "create table t (i int)",
+        "drop view graded",
+        "copy (select 1) to 'out.csv'",
+        "copy meta to 'out.parquet'",
+        "select * from read_csv('/etc/passwd')",
+        "select * from '/etc/passwd'",
+        "select * from read_text('/etc/passwd')",
+        "select * from glob('/*')",
+        "attach 'other.duckdb'",
+        "export database 'd'",
+        "import database 'd'",
+        "install httpfs",
+        "load httpfs",
+        "set threads = 1",
+        "set enable_external_access = true",
+        "reset lock_configuration",
+        "select 1; select 2",
+        "",
+        "selec 1",
+        "select nothing",
+        "checkpoint",
+        "pragma enable_profiling",
+        "use memory",
     ],
-)  # fmt: skip
+)
 def test_user_sql_can_neither_write_nor_reach_a_file_nor_change_a_setting(
     store: Store, tmp_path: Path, text: str
 ) -> None:
@@ -133,7 +181,7 @@ def test_somebody_elses_duckdb_file_is_refused_and_left_alone(tmp_path: Path) ->
     path = tmp_path / "other.duckdb"
     with duckdb.connect(str(path)) as con:
         con.execute("create table cows (name varchar)")
-    with pytest.raises(StoreError, match="not one of alpasift's"):
+    with pytest.raises(StoreError, match="not of alpasift"):
         Store(path).create()
     with duckdb.connect(str(path), read_only=True) as con:
         assert con.execute("select table_name from duckdb_tables()").fetchall() == [("cows",)]
@@ -183,11 +231,12 @@ def test_an_id_depends_on_where_one_part_ends_and_the_next_begins() -> None:
 
 
 def test_every_query_and_view_says_what_it_is() -> None:
-    for folder in ("queries", "views"):
+    for folder in ("queries", "views", "select"):
         for text in sql_texts(folder):
             assert text.doc.endswith((".", ")")) or "." in text.doc, text.name
             assert len(text.doc) > 30, text.name
-    for query in sql_texts("queries"):
+    for folder, query in [(where, found) for where in ("queries", "select") for found in sql_texts(where)]:
+        assert named_query(query.name, folder) == query
         named = query.doc.partition("Parameters:")[2]
         assert named, f"{query.name} does not list its parameters"
         assert all(p in named for p in query.parameters), query.name
@@ -203,6 +252,6 @@ def test_every_named_query_runs_on_an_empty_database(store: Store) -> None:
         store.locked_query(query.text, parameters)
 
 
-def test_an_unknown_query_lists_the_names() -> None:
-    with pytest.raises(QueryError, match="there are alarms,"):
-        named_query("nothing")
+def test_an_unknown_query_says_what_is_like_it_and_where_the_names_are() -> None:
+    with pytest.raises(QueryError, match=r"no query named 'score'; did you mean scores.*`alpasift query` lists them"):
+        named_query("score")

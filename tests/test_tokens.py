@@ -9,25 +9,33 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLES, cli_environment
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from graders import Example
-from graders.rubric import load_rubric
-from graders.tokens import bound, count, tokenizer_for, vocabulary_of
+from alpasift.graders import Example
+from alpasift.graders.api.tokens import bound, count, tokenizer_for, vocabulary_of
+from alpasift.graders.prompts.rubric import load_rubric
+from conftest import EXAMPLES, cli_environment
 
 ELSEWHERE = "llm.example.org"
 
 # The conversation in OpenAI's cookbook, "How to count tokens with tiktoken", section 6: role, name, text.
 COOKBOOK = [
-    ("system", "", "You are a helpful, pattern-following assistant that translates corporate jargon into plain English."),
+    (
+        "system",
+        "",
+        "You are a helpful, pattern-following assistant that translates corporate jargon into plain English.",
+    ),
     ("system", "example_user", "New synergies will help drive top-line growth."),
     ("system", "example_assistant", "Things working well together will increase revenue."),
-    ("system", "example_user", "Let's circle back when we have more bandwidth to touch base on opportunities for increased leverage."),
+    (
+        "system",
+        "example_user",
+        "Let's circle back when we have more bandwidth to touch base on opportunities for increased leverage.",
+    ),
     ("system", "example_assistant", "Let's talk later when we're less busy about how to do better."),
     ("user", "", "This late pivot means we don't have time to boil the ocean for the client deliverable."),
-]  # fmt: skip
+]
 
 
 def formula(messages: list[tuple[str, str]], model: str) -> int:
@@ -68,13 +76,26 @@ def test_the_cookbooks_conversation_is_what_openai_billed_for_it(model: str, bil
 @pytest.mark.parametrize(
     ("model", "vocabulary"),
     [
-        ("gpt-4o", "o200k_base"), ("gpt-4o-mini-2024-07-18", "o200k_base"), ("gpt-4.1-nano", "o200k_base"),
-        ("ft:gpt-4o-mini-2024-07-18:me::1", "o200k_base"), ("o4-mini", "o200k_base"), ("o1", "o200k_base"),
-        ("gpt-5", "o200k_base"), ("gpt-5.6-luna", "o200k_base"), ("gpt-6.1-sol", "o200k_base"),
-        ("gpt-4", "cl100k_base"), ("gpt-4-0613", "cl100k_base"), ("gpt-3.5-turbo", "cl100k_base"),
-        ("gpt-7", None), ("gpt-40", None), ("qwen3-8b", None), ("openai/gpt-4o", None), ("o5-mini", None), ("", None),
+        ("gpt-4o", "o200k_base"),
+        ("gpt-4o-mini-2024-07-18", "o200k_base"),
+        ("gpt-4.1-nano", "o200k_base"),
+        ("ft:gpt-4o-mini-2024-07-18:me::1", "o200k_base"),
+        ("o4-mini", "o200k_base"),
+        ("o1", "o200k_base"),
+        ("gpt-5", "o200k_base"),
+        ("gpt-5.6-luna", "o200k_base"),
+        ("gpt-6.1-sol", "o200k_base"),
+        ("gpt-4", "cl100k_base"),
+        ("gpt-4-0613", "cl100k_base"),
+        ("gpt-3.5-turbo", "cl100k_base"),
+        ("gpt-7", None),
+        ("gpt-40", None),
+        ("qwen3-8b", None),
+        ("openai/gpt-4o", None),
+        ("o5-mini", None),
+        ("", None),
     ],
-)  # fmt: skip
+)
 def test_which_model_has_which_vocabulary(model: str, vocabulary: str | None) -> None:
     assert vocabulary_of(model) == vocabulary
     assert tokenizer_for(model).name == (vocabulary or "bytes")
@@ -88,17 +109,23 @@ def test_a_tokenizer_says_how_it_counts() -> None:
     assert "no vocabulary is published for gpt-6-luna" in newer.how
     other = tokenizer_for("qwen3-8b", ELSEWHERE)
     assert (other.exact, other.name) == (False, "bytes")
-    assert "tokens of qwen3-8b bounded by the bytes of the text" in other.how
+    assert "tokens of qwen3-8b estimated as the bytes of the text" in other.how
 
 
 @pytest.mark.parametrize(
     ("host", "name"),
     [
-        ("api.openai.com", "o200k_base"), ("eu.api.openai.com", "o200k_base"), ("localhost", "o200k_base"),
-        ("127.0.0.1", "o200k_base"), ("::1", "o200k_base"), (ELSEWHERE, "bytes"), ("notapi.openai.com", "bytes"),
-        ("api.openai.com.example.org", "bytes"), ("", "bytes"),
+        ("api.openai.com", "o200k_base"),
+        ("eu.api.openai.com", "o200k_base"),
+        ("localhost", "o200k_base"),
+        ("127.0.0.1", "o200k_base"),
+        ("::1", "o200k_base"),
+        (ELSEWHERE, "bytes"),
+        ("notapi.openai.com", "bytes"),
+        ("api.openai.com.example.org", "bytes"),
+        ("", "bytes"),
     ],
-)  # fmt: skip
+)
 def test_openais_names_mean_openais_vocabularies_at_openai_and_on_this_machine(host: str, name: str) -> None:
     assert tokenizer_for("gpt-4o", host).name == name
 
@@ -180,18 +207,20 @@ def test_vocabularies_are_loaded_without_a_network_and_only_when_text_is_counted
     code = (
         "import sys\n"
         "def watch(event, args):\n"
-        "    if event.startswith('socket.') or (event == 'open' and 'tiktoken' in str(args[0])): raise SystemExit(event)\n"
+        "    if event.startswith('socket.') or (event == 'open' and 'tiktoken' in str(args[0])):\n"
+        "        raise SystemExit(event)\n"
         "sys.addaudithook(watch)\n"
-        "import graders.tokens, graders.prices\n"
+        "import alpasift.graders.api.price_lookup\n"
+        "from alpasift.graders.api.tokens import count\n"
         "assert 'splintr' not in sys.modules and 'genai_prices' not in sys.modules\n"
-        "print(graders.tokens.count('hello world', 'gpt-4'), graders.tokens.count('hello world', 'gpt-4o'))\n"
+        "print(count('hello world', 'gpt-4'), count('hello world', 'gpt-4o'))\n"
     )
     assert python(code) == "2 2"
 
 
 def test_help_loads_no_vocabulary() -> None:
     assert "Usage" in python(
-        "import sys; from batcher.cli import run; run(['--help']); assert 'splintr' not in sys.modules"
+        "import sys; from alpasift.batcher.cli import run; run(['--help']); assert 'splintr' not in sys.modules"
     )
 
 
@@ -200,14 +229,16 @@ def test_help_loads_no_vocabulary() -> None:
     [
         "raise ImportError('no such package')",
         "class Tokenizer: pass",
-        "class Tokenizer:\n    from_pretrained = staticmethod(lambda name: Tokenizer())\n    encode_ordinary = lambda self, text: [1, 2]",
+        "class Tokenizer:\n"
+        "    from_pretrained = staticmethod(lambda name: Tokenizer())\n"
+        "    encode_ordinary = lambda self, text: [1, 2]",
     ],
     ids=["missing", "another interface", "another vocabulary"],
 )
 def test_without_the_vocabularies_bytes_are_counted_and_it_is_said(tmp_path: Path, package: str) -> None:
     (tmp_path / "splintr.py").write_text(package)
     code = (
-        "from graders.tokens import bound, tokenizer_for\n"
+        "from alpasift.graders.api.tokens import bound, tokenizer_for\n"
         "t = tokenizer_for('gpt-4o'); print(t.name, t.exact, bound([('user', 'hello')], 'gpt-4o'), t.how)"
     )
     said = python(code, path=tmp_path)

@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import changed, make_folder, make_gguf
 
-from graders import Example, Turn
+from alpasift.graders import Example, Turn
+from tiny_models import changed, make_folder, make_gguf
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from train.artifacts import TrainError  # noqa: E402
-from train.data import (  # noqa: E402
+from alpasift.train.artifacts import TrainError  # noqa: E402
+from alpasift.train.data import (  # noqa: E402
     IGNORED,
     SENTENCE,
     Tokenized,
     alpaca_prompt,
     collate,
     serving_template,
-    token_counts,
     tokenize,
     user_text,
 )
-from train.models import load_model, load_tokenizer  # noqa: E402
+from alpasift.train.models import load_model, load_tokenizer  # noqa: E402
+from alpasift.train.token_counts import count_tokens  # noqa: E402
 
 PLAIN = Example(instruction="Name a colour.", input="", output="Blue is a colour.")
 WITH = Example(instruction="Translate it.", input="Guten Tag", output="Good day")
@@ -73,10 +73,10 @@ def test_the_served_template_asks_as_the_training_did(example: Example, tokenize
     template = serving_template(tokenizer, "alpaca")
     asked = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
     assert asked == alpaca_prompt(example)
-    told = tokenizer.apply_chat_template(
+    rendered = tokenizer.apply_chat_template(
         [*messages, {"role": "assistant", "content": "X"}], chat_template=template, tokenize=False
     )
-    assert told == alpaca_prompt(example) + "X"
+    assert rendered == alpaca_prompt(example) + "X"
 
 
 def test_the_loss_counts_on_the_answer_and_the_token_that_ends_it(tokenizer: Any) -> None:
@@ -94,7 +94,7 @@ def test_the_loss_counts_on_the_answer_and_the_token_that_ends_it(tokenizer: Any
 @pytest.mark.parametrize(
     "output", ["\nA line first", " a blank first", "\n\n\n", "é", "😀 smile", "### Response:\nagain"]
 )
-def test_the_prompt_is_tokenised_as_it_will_be_asked(output: str, tokenizer: Any) -> None:
+def test_the_prompt_is_tokenised_as_it_will_be_when_served(output: str, tokenizer: Any) -> None:
     example = Example(instruction="Say it.", input="", output=output + "x")
     data = tokenize([example], tokenizer)
     alone = tokenizer(alpaca_prompt(example), add_special_tokens=False)["input_ids"]
@@ -121,9 +121,11 @@ def test_a_chat_template_trains_up_to_the_end_of_the_turn(tokenizer: Any) -> Non
     data = tokenize([TALK], tokenizer, template="chat")
     prompt, answer = shown(data, tokenizer)
     messages = [
-        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Who are you?"},
-    ]  # fmt: skip
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Who are you?"},
+    ]
     assert prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert answer == "A model<|im_end|>"
 
@@ -138,7 +140,7 @@ def test_a_template_that_opens_a_thought_is_refused(base: Path, tmp_path: Path) 
     """It asks with "<think>" and writes the answer down without: the thought would never be closed."""
     tokenizer = load_tokenizer(base)
     tokenizer.chat_template = tokenizer.chat_template + "{% if add_generation_prompt %}<think>\n{% endif %}"
-    with pytest.raises(TrainError, match=r"begins an answer otherwise than it writes one down.*--template alpaca"):
+    with pytest.raises(TrainError, match=r"starts an answer differently in the generation prompt.*--template alpaca"):
         tokenize([PLAIN], tokenizer, template="chat")
 
 
@@ -161,9 +163,9 @@ def test_what_is_cut_off_is_counted_and_does_not_end(tokenizer: Any) -> None:
     assert data.ids[0][-1] == tokenizer.eos_token_id
 
 
-def test_no_usable_row_says_why(tokenizer: Any) -> None:
+def test_no_usable_row_is_an_error_with_the_reason(tokenizer: Any) -> None:
     rows = [Example(instruction="a", input="", output=""), Example(instruction="b", input="", output=" ")]
-    with pytest.raises(TrainError, match="none of the 2 rows can be trained on: 2 without an output to learn"):
+    with pytest.raises(TrainError, match="none of the 2 rows can be used for training: 2 without an output"):
         tokenize(rows, tokenizer)
 
 
@@ -246,8 +248,8 @@ def test_positions_restart_and_a_short_row_ends_in_an_example_of_its_own() -> No
 
 def test_lengths_come_from_the_tokenizer_where_there_is_one(base: Path, tokenizer: Any) -> None:
     examples = [PLAIN, WITH]
-    counted, data = token_counts(examples, base), tokenize(examples, tokenizer)
+    counted, data = count_tokens(examples, base), tokenize(examples, tokenizer)
     assert [p + r - 1 for p, r in zip(counted.prompt, counted.response, strict=True)] == data.lengths  # no begin here
-    guessed = token_counts(examples, None)
+    guessed = count_tokens(examples, None)
     assert guessed.prompt == [round(len(alpaca_prompt(e)) / 4.28) + 1 for e in examples]
-    assert guessed.how == "characters / 4.28: no tokenizer was given"
+    assert guessed.counted_by == "characters / 4.28: no tokenizer was given"

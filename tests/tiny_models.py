@@ -76,8 +76,11 @@ def _tokens(reader: GGUFReader) -> list[str]:
     return tokens
 
 
-def make_folder(gguf: Path, folder: Path) -> Path:
-    """The model of a GGUF file made above as a Hugging Face folder."""
+def make_folder(gguf: Path, folder: Path, user_defined: Sequence[str] = ()) -> Path:
+    """The model of a GGUF file made above as a Hugging Face folder.
+
+    `user_defined` are control tokens that the folder does not call special, as Qwen2.5 does not with <tool_call>.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     reader = GGUFReader(gguf)
     tokens = _tokens(reader)
@@ -86,45 +89,91 @@ def make_folder(gguf: Path, folder: Path) -> Path:
     special = [n for n, kind in enumerate(_field(reader, "tokenizer.ggml.token_type")) if kind == 3]
     template = reader.fields.get("tokenizer.chat_template")
     context = int(_field(reader, "llama.context_length"))
-    _write(folder / "config.json", {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32", "hidden_act": "silu",
-        "vocab_size": len(tokens), "hidden_size": int(_field(reader, "llama.embedding_length")),
-        "intermediate_size": int(_field(reader, "llama.feed_forward_length")),
-        "num_hidden_layers": int(_field(reader, "llama.block_count")), "num_attention_heads": heads,
-        "num_key_value_heads": heads, "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": False, "attention_bias": False, "bos_token_id": begin, "eos_token_id": end,
-    })  # fmt: skip
+    _write(
+        folder / "config.json",
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "torch_dtype": "float32",
+            "hidden_act": "silu",
+            "vocab_size": len(tokens),
+            "hidden_size": int(_field(reader, "llama.embedding_length")),
+            "intermediate_size": int(_field(reader, "llama.feed_forward_length")),
+            "num_hidden_layers": int(_field(reader, "llama.block_count")),
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": context,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+            "attention_bias": False,
+            "bos_token_id": begin,
+            "eos_token_id": end,
+        },
+    )
     _write(folder / "generation_config.json", {"bos_token_id": begin, "eos_token_id": [end, im_end]})
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    _write(folder / "tokenizer.json", {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
-        "added_tokens": [
-            {"id": n, "content": tokens[n], "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True}
-            for n in special
-        ],
-        "pre_tokenizer": byte_level, "decoder": byte_level,
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "vocab": {token: n for n, token in enumerate(tokens) if n not in special},
-            "merges": [merge.split(" ") for merge in _field(reader, "tokenizer.ggml.merges")],
+    _write(
+        folder / "tokenizer.json",
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "normalizer": None,
+            "post_processor": None,
+            "added_tokens": [
+                {
+                    "id": n,
+                    "content": tokens[n],
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": tokens[n] not in user_defined,
+                }
+                for n in special
+            ],
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "vocab": {token: n for n, token in enumerate(tokens) if n not in special},
+                "merges": [merge.split(" ") for merge in _field(reader, "tokenizer.ggml.merges")],
+            },
         },
-    })  # fmt: skip
+    )
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": tokens[begin], "eos_token": tokens[end],
-        "add_bos_token": False, "clean_up_tokenization_spaces": False, "model_max_length": context,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokens[begin],
+        "eos_token": tokens[end],
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+    }
     if template is not None:
         settings["chat_template"] = str(template.contents())
     _write(folder / "tokenizer_config.json", settings)
 
     names = {
-        "token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm",
-        "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-    }  # fmt: skip
+        "token_embd": "model.embed_tokens",
+        "output": "lm_head",
+        "output_norm": "model.norm",
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
     weights = {}
     for tensor in reader.tensors:
         *block, name, _ = tensor.name.split(".")
@@ -146,11 +195,22 @@ def make_adapter(base: Path, folder: Path, rank: int = 4, seed: int = 0, width: 
     config = json.loads((base / "config.json").read_text())
     width = width or config["hidden_size"]
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "adapter_config.json", {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": rank,
-        "lora_alpha": 2 * rank, "lora_dropout": 0.0, "bias": "none", "target_modules": ["q_proj", "v_proj"],
-        "inference_mode": True, "use_rslora": False, "modules_to_save": None,
-    })  # fmt: skip
+    _write(
+        folder / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(base),
+            "r": rank,
+            "lora_alpha": 2 * rank,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": ["q_proj", "v_proj"],
+            "inference_mode": True,
+            "use_rslora": False,
+            "modules_to_save": None,
+        },
+    )
     random = np.random.default_rng(seed)
     weights = {}
     for layer in range(config["num_hidden_layers"]):
@@ -180,7 +240,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def next_logprobs(folder: Path, tokens: Sequence[int]) -> np.ndarray:
     """Log-probabilities (vocabulary,) of the token after these, by a Llama written out in float64: the tests' oracle.
 
-    Touvron et al. 2023, arXiv 2302.13971, section 2.2; rotary embeddings rotate the halves of a head, as transformers does.
+    Touvron et al. 2023, arXiv 2302.13971, section 2.2; rotary embeddings rotate halves of a head, as transformers does.
     """
     config = json.loads((folder / "config.json").read_text())
     raw = (folder / "model.safetensors").read_bytes()

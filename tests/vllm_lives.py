@@ -1,6 +1,6 @@
 """What the backend `vllm` does with the real vLLM, as JSON on stdout: one process, as few engines as will do.
 
-    PYTHONPATH=. .venv-vllm/bin/python tests/vllm_lives.py MODELS SCENARIO...
+    PYTHONPATH=src .venv-vllm/bin/python tests/vllm_lives.py MODELS SCENARIO...
 
 MODELS is a folder with what tests/tiny_models.py makes. Each scenario is a function of its name below; test_vllm.py
 starts this file in the virtual environment that has vLLM and asserts on what it prints.
@@ -14,15 +14,16 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
 from threading import Thread, Timer
 from typing import Any
 
-from graders import BackendError, Example, Reply, Request
+from alpasift.graders import BackendError, Example, Reply, Request
 
 CHOICES = tuple(f"{half / 2:g}" for half in range(11))
 RUBRIC = "Grade the response from 0 to 5. " + "A response that is true and complete earns the best score. " * 6
@@ -60,7 +61,7 @@ def ask(number: int, text: str | None = None, **settings: Any) -> Request:
     text = " ".join(dice.choices(WORDS, k=dice.randint(3, 40))) if text is None else text
     settings = {"choices": CHOICES, **settings}
     messages = (("system", settings.pop("rubric", RUBRIC)), ("user", f"{text}\nThe score:"))
-    return Request(f"key{number}", messages, Example(text, "", ""), "accuracy", **settings)
+    return Request(f"key{number}", messages, Example(text, "", ""), **settings)
 
 
 def replies(backend: Any, requests: Sequence[Request], meter: Any = None) -> dict[str, Any]:
@@ -78,17 +79,19 @@ def plain(reply: Reply) -> dict[str, Any]:
 
 
 def started(folder: Path, suffix: str = "", **options: Any) -> Any:
-    from graders import open_backend
+    from alpasift.graders import open_backend
 
     return open_backend(f"vllm:{folder}{suffix}", options)
 
 
 def children(process: int) -> Iterator[int]:
-    """The processes that a process started, and those that they did."""
-    for thread in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in _read(thread).split():
-            yield int(child)
-            yield from children(int(child))
+    """The processes that a process started, and those that they did; none below a process that is gone by now."""
+    tasks = Path(f"/proc/{process}/task")
+    with contextlib.suppress(OSError):
+        for thread in list(tasks.iterdir()):
+            for child in _read(thread / "children").split():
+                yield int(child)
+                yield from children(int(child))
 
 
 def _read(path: Path) -> str:
@@ -99,7 +102,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def engines(named: str = "graders.vllm") -> list[int]:
+def engines(named: str = "alpasift.graders.local.vllm_worker") -> list[int]:
     """The processes below this one whose command line has that name in it."""
     return [c for c in children(os.getpid()) if named in _read(Path(f"/proc/{c}/cmdline"))]
 
@@ -129,7 +132,9 @@ def tiny(models: Path) -> dict[str, Any]:
     told["ceilings"] = [str(ceiling) for ceiling in meter.ceilings]
     told["explain"] = replies(backend, [ask(n, explain="after", max_tokens=24) for n in range(600)])
     told["expected"] = replies(backend, [ask(n, want_logprobs=True) for n in range(200)])
-    told["before"] = replies(backend, [ask(n, explain="before", max_tokens=40) for n in range(40)])
+    told["before"] = replies(
+        backend, [ask(n, explain="before", choice_prefix="Score: ", max_tokens=40) for n in range(40)]
+    )
     told["json"] = replies(backend, [ask(n, choices=None, max_tokens=80, json_schema=SCHEMA) for n in range(12)])
     told["bad_schema"] = replies(backend, [ask(1, choices=None, json_schema={"type": "nonsense"}), ask(2)])
     told["free"] = replies(backend, [ask(n, choices=None, max_tokens=20) for n in range(8)])
@@ -145,11 +150,38 @@ def tiny(models: Path) -> dict[str, Any]:
         requests = [ask(n, choices=choices, want_logprobs=True) for n in range(8)]
         told.setdefault("others", []).append([choices, replies(backend, requests)])
 
+    told["stopped"] = stopped(backend)
     told["ctrl_c"] = interrupted(backend)
     told["killed"] = killed(backend)
     backend.close()
     told["engines_after_close"] = len(engines())
     return told
+
+
+def stopped(backend: Any) -> dict[str, Any]:
+    """A run of answers that are cut off before their score, and the same run again."""
+    from alpasift.batcher.data.importing import import_file
+    from alpasift.batcher.engine.early_stop import GraderUnreadable
+    from alpasift.batcher.engine.run import Run
+    from alpasift.batcher.store import Store
+    from alpasift.batcher.tasks.grade import Grade
+    from alpasift.graders.prompts.rubric import load_rubric
+
+    task, told = Grade(replace(load_rubric("curation"), explain_tokens=32), "json"), dict[str, Any]()
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder, "lab.duckdb")).create()
+        rows = [json.dumps({"instruction": f"Name tree {n}.", "input": "", "output": f"Tree {n}."}) for n in range(600)]
+        Path(folder, "rows.jsonl").write_text("\n".join(rows))
+        version = import_file(store, Path(folder, "rows.jsonl")).version_id
+        for key in ("replies", "replies_after"):
+            try:
+                with Run(store, task, backend, version) as run:
+                    told["error"] = f"no error: {run.go()}"
+            except GraderUnreadable as error:
+                told["error"] = str(error)
+            told[key] = store.locked_query("select count(*) from replies").rows[0][0]
+        told["open_attempts"] = store.locked_query("select count(*) from open_attempts").rows[0][0]
+    return {**told, "rows": len(rows)}
 
 
 def interrupted(backend: Any) -> dict[str, Any]:
@@ -170,9 +202,13 @@ def interrupted(backend: Any) -> dict[str, Any]:
     begun = time.monotonic()
     again = replies(backend, [ask(n) for n in range(8)])
     return {
-        "ended": ended, "kept": kept, "seconds": seconds, "same_engine": engines() == before, "again": again,
+        "ended": ended,
+        "kept": kept,
+        "seconds": seconds,
+        "same_engine": engines() == before,
+        "again": again,
         "seconds_again": time.monotonic() - begun,
-    }  # fmt: skip
+    }
 
 
 def killed(backend: Any) -> dict[str, Any]:
@@ -182,9 +218,12 @@ def killed(backend: Any) -> dict[str, Any]:
     meter = Grants()
     found = replies(backend, [ask(n, explain="after", max_tokens=100) for n in range(300)], meter)
     return {
-        "victims": len(victims), "gone": not set(victims) & set(engines()), "replies": found,
-        "opened": sorted(meter.opened), "closed": sorted(meter.closed),
-    }  # fmt: skip
+        "victims": len(victims),
+        "gone": not set(victims) & set(engines()),
+        "replies": found,
+        "opened": sorted(meter.opened),
+        "closed": sorted(meter.closed),
+    }
 
 
 def planted(models: Path) -> dict[str, Any]:
@@ -216,7 +255,7 @@ def exported(models: Path) -> dict[str, Any]:
     for name, folder, suffix in (("merged", "merged", ""), ("adapter", "base", f"+{models / 'adapter'}")):
         backend = started(models / folder, suffix)
         requests = [
-            Request(f"key{n}", (("user", text),), Example(text, "", ""), "accuracy", choices=None, max_tokens=20)
+            Request(f"key{n}", (("user", text),), Example(text, "", ""), choices=None, max_tokens=20)
             for n, text in enumerate(ASKED)
         ]
         told[name] = {"template": backend.fingerprint["template"], "replies": replies(backend, requests)}
@@ -236,7 +275,7 @@ def dies_again_and_again(models: Path) -> dict[str, Any]:
 
     def kill() -> None:
         while going:
-            if backend._engine._ready:
+            if backend.engine.process.ready:
                 for victim in engines():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Folders that are either whole or not there: models, adapters and checkpoints.
+"""Folders that are either complete or absent: models, adapters and checkpoints. Write one in `atomic_folder`.
 
-A folder is written beside its place under a name that says so, its manifest last, and then moved into place in one
-step. The manifest holds size and sha256 of every file; a folder without one, or that differs from it, is never taken
-for a whole one. Knows files; nothing of models.
+A folder is written beside its place under a temporary name, its manifest last, and then moved into place in one step.
+The manifest holds size and sha256 of every file; a folder without one, or that differs from it, is never taken for a
+complete one. Knows files; nothing of models.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from graders import AlpaSiftError
+from alpasift.graders import AlpaSiftError
 
 MANIFEST = "manifest.json"
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
 
 
 class TrainError(AlpaSiftError):
-    """A training, a forecast or an export that cannot be done as asked."""
+    """A training, a forecast or an export that cannot be done as requested."""
 
 
-class NotWhole(TrainError):
-    """A folder that was never finished, or is not what its manifest says."""
+class IncompleteFolder(TrainError):
+    """A folder that was never finished, or differs from its manifest."""
 
 
 @contextmanager
-def whole_folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
-    """Give a folder to write into; on leaving it is sealed with `facts` and stands at `path`, in the place of an older one.
+def atomic_folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a folder to write into; on leaving it is sealed with `facts` and moved to `path`, replacing an older one.
 
-    An error leaves what stood at `path` as it was and nothing of the new. What a killed process left is swept up by the
-    next to write there.
+    An error leaves what was at `path` unchanged and nothing of the new. What a killed process left is deleted by the
+    next one that writes there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = path.parent / f".{path.name}.old{_PARTIAL}"
+    old = path.parent / f".{path.name}.old{PARTIAL}"
     if old.exists() and not path.exists():
-        old.replace(path)  # the process died between the two moves below
-    for left in path.parent.glob(f".{path.name}.*{_PARTIAL}"):
-        shutil.rmtree(left, ignore_errors=True)
-    draft = path.parent / f".{path.name}.{os.getpid()}{_PARTIAL}"
+        old.replace(path)  # a process died between the two moves below
+    for abandoned in path.parent.glob(f".{path.name}.*{PARTIAL}"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    draft = path.parent / f".{path.name}.{os.getpid()}{PARTIAL}"
     draft.mkdir()
     try:
         yield draft
@@ -54,7 +54,7 @@ def whole_folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             draft.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -64,45 +64,45 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Flush every file of a folder to the disk and write its manifest, last."""
     files = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST):
-        _sync(file)
+        sync(file)
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-    draft = folder / f"{MANIFEST}{_PARTIAL}"
+    draft = folder / f"{MANIFEST}{PARTIAL}"
     draft.write_text(json.dumps({**facts, "files": files}, indent=1, ensure_ascii=False), "utf-8")
-    _sync(draft)
+    sync(draft)
     draft.replace(folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
 
 
 def read_manifest(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
-    """The facts that a folder was sealed with, once its files were found to be as sealed.
+    """The facts that a folder was sealed with, after checking that its files are as sealed.
 
-    Without `hashes` only sizes are compared. Raises NotWhole.
+    Without `hashes` only sizes are compared. Raises IncompleteFolder.
     """
     path = folder / MANIFEST
     try:
         facts = json.loads(path.read_text("utf-8"))
         files = dict(facts.pop("files"))
     except FileNotFoundError as error:
-        raise NotWhole(f"{folder} has no {MANIFEST}: it was never finished; make it again") from error
+        raise IncompleteFolder(f"{folder} has no {MANIFEST}: it was never finished; create it again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotWhole(f"{path} cannot be read ({type(error).__name__}); make the folder again") from error
+        raise IncompleteFolder(f"{path} cannot be read ({type(error).__name__}); create the folder again") from error
     for name, known in files.items():
         file = folder / name
         if not file.is_file():
-            raise NotWhole(f"{folder} is not whole: {name} is missing; make it again")
+            raise IncompleteFolder(f"{folder} is incomplete: {name} is missing; create it again")
         size = file.stat().st_size
         if size != known["bytes"]:
-            raise NotWhole(f"{file} has {size:,} bytes, its manifest says {known['bytes']:,}; make it again")
+            raise IncompleteFolder(f"{file} has {size:,} bytes, expected {known['bytes']:,}; create it again")
         if hashes and sha256(file) != known["sha256"]:
-            raise NotWhole(f"{file} is not the file that was written: its sha256 differs; make it again")
+            raise IncompleteFolder(f"{file} was changed since it was written: its sha256 differs; create it again")
     return dict(facts)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder was finished and its files are as they were sealed."""
+def is_complete(folder: Path) -> bool:
+    """Whether a folder was finished and its files are as sealed."""
     try:
         read_manifest(folder)
-    except NotWhole:
+    except IncompleteFolder:
         return False
     return True
 
@@ -112,7 +112,8 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

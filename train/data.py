@@ -1,10 +1,10 @@
-"""From examples to what a model is trained on: prompt, token ids, where the loss counts, rows without padding.
+"""From examples to what a model is trained on: prompt, token ids, where the loss counts, batches.
+
+    Example --template--> Prompted(prompt, response) --tokenize--> Tokenized --packing--> packs --collate--> batch
 
 Loss counts on the response and the token that ends it, nowhere else. Prompt and response are tokenised as one text, and
-the prompt's own tokens must come first in it: that is what the model will be given when it is asked. Where a token
-spans the boundary, the two are tokenised apart and the row is counted. Text of a row is never read as a special token.
-
-    Example -> Prompted(prompt, response) -> ids | prompt_tokens -> packs (train/packing.py) -> collate
+the prompt's own tokens must come first in it: that is what the model is given when it is prompted. Where a token spans
+the boundary, the two are tokenised separately and the row is counted. Text of a row is never read as a special token.
 
 Knows templates and tokenizers; nothing of models. Imports torch only to build a batch.
 """
@@ -16,13 +16,12 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from graders import Example
-from graders.chat import layout_of
-from train.artifacts import TrainError
-from train.packing import Microbatch
+from alpasift.graders import Example
+from alpasift.graders.local.chat import layout_of
+from alpasift.train.artifacts import TrainError
+from alpasift.train.packing import Microbatch
 
 if TYPE_CHECKING:
     import torch
@@ -30,28 +29,27 @@ if TYPE_CHECKING:
 Template = Literal["alpaca", "chat"]
 IGNORED = -100
 """A label where the loss does not count, as torch's cross-entropy has it."""
-CHARS_PER_TOKEN = 4.28
-"""Characters a token of Alpaca's rows under a vocabulary of 32,000, measured over 9,229 rows."""
 BATCH_ROWS = 2_000
 
 SENTENCE = "Here is a task, perhaps with an input. Write the answer."
-"""One sentence, with input and without: what renders a chat template for a model that is served does not see the texts."""
+"""The same with and without an input: whoever renders a chat template for a served model does not see the texts."""
 CHAT_TEMPLATE = (
     "{% set rest = messages %}"
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% set rest = messages[1:] %}"
     "{% else %}" + SENTENCE + "{% endif %}"
     "{% for message in rest %}"
-    "{% if message['role'] == 'assistant' %}{{ '\\n\\n### Response:\\n' }}{% else %}{{ '\\n\\n### Instruction:\\n' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '\\n\\n### Response:\\n' }}"
+    "{% else %}{{ '\\n\\n### Instruction:\\n' }}{% endif %}"
     "{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}"
 )
-"""The Alpaca layout as a chat template, so that whoever serves the trained model asks it as it was trained. A row's input
-is part of the user's message there, as `user_text` writes it."""
+"""The Alpaca layout as a chat template, so that whoever serves the trained model prompts it as it was trained. A row's
+input is part of the user's message there, as `user_text` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """What a model is shown, up to where it answers, what it should answer, and the template's own end of an answer.
+    """The text up to where the model answers, the answer, and what the template ends an answer with.
 
     `end` "" stands for the tokenizer's end-of-text token.
     """
@@ -62,10 +60,10 @@ class Prompted:
 
 
 def alpaca_prompt(example: Example) -> str:
-    """The Alpaca layout (Taori et al. 2023) in our own words: a sentence, the task, its input where it has one.
+    """The Alpaca layout (Taori et al. 2023) in our own words: a sentence, the instruction, its input if it has one.
 
-    Ends in a line break, which no tokenizer joins with the answer's first word. Earlier turns stand above as tasks and
-    answers of their own; a system text takes the place of the sentence.
+    Ends in a line break, which no tokenizer joins with the answer's first word. Earlier turns come first, as
+    instructions and responses of their own; a system text replaces the sentence.
     """
     blocks = [example.system or SENTENCE]
     for turn in example.turns:
@@ -77,15 +75,15 @@ def alpaca_prompt(example: Example) -> str:
 
 
 def user_text(example: Example) -> str:
-    """A row's task and input as one message of a user, so that CHAT_TEMPLATE gives what `alpaca_prompt` does."""
+    """A row's instruction and input as one user message, so that CHAT_TEMPLATE gives what `alpaca_prompt` does."""
     return f"{example.instruction}\n\n### Input:\n{example.input}" if example.input.strip() else example.instruction
 
 
 def messages_of(example: Example) -> list[tuple[str, str]]:
-    """(role, text) of all that stands before the answer."""
-    asked = f"{example.instruction}\n\n{example.input}" if example.input.strip() else example.instruction
+    """(role, text) of all messages before the answer."""
+    request = f"{example.instruction}\n\n{example.input}" if example.input.strip() else example.instruction
     system = [("system", example.system)] if example.system else []
-    return [*system, *((turn.role, turn.content) for turn in example.turns), ("user", asked)]
+    return [*system, *((turn.role, turn.content) for turn in example.turns), ("user", request)]
 
 
 # -- token ids --------------------------------------------------------------------------------------------------------
@@ -97,9 +95,9 @@ class Tokenized:
 
     ids             of each kept example, prompt, response and end, at most `max_length`
     prompt_tokens   of each: where the loss begins
-    rows            of each: its number among the examples given
+    rows            of each: its number among the given examples
     truncated       how many lost the end of their response, with the token that ends it, to `max_length`
-    apart           how many had a token across the boundary, or a special token's name in their text, and were
+    in_pieces       how many had a token across the boundary, or a special token's name in their text, and were
                     tokenised in pieces
     dropped         how many could not be used, by reason
     """
@@ -108,7 +106,7 @@ class Tokenized:
     prompt_tokens: array[int]
     rows: array[int]
     truncated: int
-    apart: int
+    in_pieces: int
     dropped: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -122,8 +120,8 @@ class Tokenized:
 
 
 DROPPED = {
-    "empty_output": "without an output to learn",
-    "prompt_too_long": "whose prompt leaves no room for an output below the longest length",
+    "empty_output": "without an output",
+    "prompt_too_long": "whose prompt alone exceeds the maximum length",
 }
 
 
@@ -140,7 +138,7 @@ def tokenize(
     special = _special_pattern(tokenizer) if template == "chat" else None
     ids: list[array[int]] = []
     prompt_tokens, rows, dropped = array("i"), array("q"), Counter[str]()
-    truncated = apart = 0
+    truncated = in_pieces = 0
     begin = _begins_with(tokenizer) if template == "alpaca" else []
     ends: dict[str, list[int]] = {"": [tokenizer.eos_token_id]}
     for start in range(0, len(examples), BATCH_ROWS):
@@ -158,7 +156,7 @@ def tokenize(
             if hostile:
                 prompt = _in_pieces(tokenizer, example)
             if hostile or whole[: len(prompt)] != prompt:
-                apart += 1
+                in_pieces += 1
                 answer = _encode(tokenizer, [text.response], plain=True)[0] + ends[text.end]
             else:
                 answer = whole[len(prompt) :] + ([] if text.end else ends[""])
@@ -175,35 +173,36 @@ def tokenize(
             progress(start + len(page))
     if not ids:
         why = ", ".join(f"{count:,} {DROPPED[reason]}" for reason, count in dropped.items())
-        raise TrainError(f"none of the {len(examples):,} rows can be trained on{': ' + why if why else ''}")
-    return Tokenized(ids, prompt_tokens, rows, truncated, apart, dict(dropped))
+        raise TrainError(f"none of the {len(examples):,} rows can be used for training{': ' + why if why else ''}")
+    return Tokenized(ids, prompt_tokens, rows, truncated, in_pieces, dict(dropped))
 
 
 def _renderer(tokenizer: Any, template: Template) -> Callable[[Example], Prompted]:
     if template == "alpaca":
         return lambda example: Prompted(alpaca_prompt(example), example.output)
     if not tokenizer.chat_template:
-        raise TrainError("this model has no chat template; --template alpaca asks in the form of Alpaca")
+        raise TrainError("this model has no chat template; use --template alpaca")
     ends = _special_pattern(tokenizer)
 
     def render(example: Example) -> Prompted:
         if not example.output.strip():
             return Prompted("", "")  # dropped by the caller
-        said = [{"role": role, "content": text} for role, text in messages_of(example)]
+        messages = [{"role": role, "content": text} for role, text in messages_of(example)]
         answer = example.output.strip()
         try:
-            prompt = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-            whole = tokenizer.apply_chat_template([*said, {"role": "assistant", "content": answer}], tokenize=False)
-        except Exception as error:  # whatever a template's own text makes jinja raise
-            raise TrainError(f"the model's chat template refuses {[m['role'] for m in said]}: {error}") from error
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
+        except Exception as error:  # jinja raises whatever a template's text makes it raise
+            raise TrainError(f"the model's chat template refuses {[m['role'] for m in messages]}: {error}") from error
         if not whole.startswith(prompt):
             raise TrainError(
-                "the model's chat template begins an answer otherwise than it writes one down (one that opens a thought "
-                "does): what would be trained is not what would be asked; take --template alpaca"
+                "the model's chat template starts an answer differently in the generation prompt (as templates "
+                "with thinking do), "
+                "so training would not match inference; use --template alpaca"
             )
         at = whole.find(answer, len(prompt))
         if at < 0:
-            raise TrainError("the model's chat template does not repeat the answer as it is; take --template alpaca")
+            raise TrainError("the model's chat template changes the text of an answer; use --template alpaca")
         tail = whole[at + len(answer) :]
         found = ends.search(tail)
         return Prompted(prompt, whole[len(prompt) : at] + answer, tail[: found.end()] if found else "")
@@ -230,17 +229,18 @@ def _row_text(example: Example) -> str:
 
 
 def _in_pieces(tokenizer: Any, example: Example) -> list[int]:
-    """The prompt of a row that writes out a special token's name: the template's texts and the row's tokenised apart."""
-    said = messages_of(example)
+    """The prompt of a row whose text has a special token's name: the template's and the row's texts separately."""
+    messages = messages_of(example)
 
-    def render(messages: list[tuple[str, str]]) -> str:
-        form = [{"role": role, "content": text} for role, text in messages]
-        return str(tokenizer.apply_chat_template(form, tokenize=False, add_generation_prompt=True))
+    def render(texts: list[tuple[str, str]]) -> str:
+        given = [{"role": role, "content": text} for role, text in texts]
+        return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
 
     prompt: list[int] = []
-    for piece in layout_of([role for role, _ in said], render):
-        own = isinstance(piece, str)
-        prompt += _encode(tokenizer, [piece if isinstance(piece, str) else said[piece][1]], plain=not own)[0]
+    for piece in layout_of([role for role, _ in messages], render):
+        from_template = isinstance(piece, str)
+        text = piece if isinstance(piece, str) else messages[piece][1]
+        prompt += _encode(tokenizer, [text], plain=not from_template)[0]
     return prompt
 
 
@@ -259,11 +259,24 @@ def _begins_with(tokenizer: Any) -> list[int]:
 
 
 def serving_template(tokenizer: Any, template: Template) -> str:
-    """The chat template under which a model trained with `template` should be asked."""
+    """The chat template with which a model trained with `template` should be served."""
     if template == "chat":
         return str(tokenizer.chat_template)
     begins = "{{ bos_token }}" if _begins_with(tokenizer) else ""
     return begins + CHAT_TEMPLATE
+
+
+def composition(data: Tokenized, given: int) -> Mapping[str, int]:
+    """The counts that are printed, and stored in the facts of a training under these keys."""
+    return {
+        "rows": given,
+        "examples": len(data.ids),
+        "tokens": sum(data.lengths),
+        "trained_tokens": data.trained_tokens,
+        "truncated": data.truncated,
+        "tokenised_apart": data.in_pieces,
+        **{f"dropped_{k}": v for k, v in data.dropped.items()},
+    }
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------
@@ -272,10 +285,10 @@ def serving_template(tokenizer: Any, template: Template) -> str:
 def collate(microbatch: Microbatch, data: Tokenized, pad_id: int) -> dict[str, torch.Tensor]:
     """The rows of a micro-batch side by side.
 
-    Returns input_ids (B, T) int64, labels (B, T) with IGNORED where the loss does not count, and position_ids (B, T) that
-    restart with each example, from which transformers keeps the examples of a row from seeing each other. T is the
-    longest row; a shorter one ends in an example of its own, of `pad_id`, on which no loss counts. Where each row holds
-    one example, positions run on into the tail: no token looks ahead, so none sees it, and no mask is needed.
+    Returns input_ids (B, T) int64, labels (B, T) with IGNORED where the loss does not count, and position_ids (B, T)
+    that restart with each example, by which transformers keeps the examples of a row from attending to each other. T is
+    the longest row; a shorter one ends in an example of its own, of `pad_id`, on which no loss counts. Where each row
+    holds one example, positions continue into the tail: no token looks ahead, so none sees it, and no mask is needed.
     """
     import torch
 
@@ -285,7 +298,7 @@ def collate(microbatch: Microbatch, data: Tokenized, pad_id: int) -> dict[str, t
     ids = torch.full(shape, pad_id, dtype=torch.int64)
     labels = torch.full(shape, IGNORED, dtype=torch.int64)
     positions = torch.arange(width).repeat(len(microbatch), 1)
-    apart = any(len(pack) > 1 for pack in microbatch)
+    packed = any(len(pack) > 1 for pack in microbatch)
     for row, pack in enumerate(microbatch):
         at = 0
         for n in pack:
@@ -293,63 +306,9 @@ def collate(microbatch: Microbatch, data: Tokenized, pad_id: int) -> dict[str, t
             end = at + len(tokens)
             ids[row, at:end] = torch.tensor(tokens, dtype=torch.int64)
             labels[row, at + max(start, 1) : end] = ids[row, at + max(start, 1) : end]
-            if apart:
+            if packed:
                 positions[row, at:end] = torch.arange(len(tokens))
             at = end
-        if apart:
+        if packed:
             positions[row, at:] = torch.arange(width - at)
     return {"input_ids": ids, "labels": labels, "position_ids": positions}
-
-
-# -- lengths for a forecast -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Tokens of each example's prompt and response, the tokens that begin and end it included; `how` they were counted."""
-
-    prompt: list[int]
-    response: list[int]
-    how: str
-
-
-def token_counts(examples: Sequence[Example], tokenizer_folder: Path | None, template: Template = "alpaca") -> Counts:
-    """How long examples are: by the folder's tokenizer.json where there is one, else by characters.
-
-    Without torch and transformers. A chat template is counted as the Alpaca frame, which is about as long.
-    """
-    prompts = [alpaca_prompt(example) for example in examples]
-    file = tokenizer_folder / "tokenizer.json" if tokenizer_folder else None
-    if file is not None and file.is_file():
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            how = f"characters / {CHARS_PER_TOKEN}: the package tokenizers is not installed (pip install 'alpasift[train]')"
-        else:
-            try:
-                tokenizer = Tokenizer.from_file(str(file))
-            except Exception as error:  # the package raises plain exceptions
-                raise TrainError(f"{file} cannot be read as a tokenizer: {error}") from error
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            sizes = []
-            for texts in (prompts, [example.output for example in examples]):
-                encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-                sizes.append([len(one) + 1 for one in encoded])  # begin, end
-            return Counts(sizes[0], sizes[1], f"the tokenizer {file}")
-    else:
-        where = f"{tokenizer_folder} has no tokenizer.json" if tokenizer_folder else "no tokenizer was given"
-        how = f"characters / {CHARS_PER_TOKEN}: {where}"
-    by_characters = [
-        [max(1, round(len(text) / CHARS_PER_TOKEN)) + 1 for text in texts]
-        for texts in (prompts, [example.output for example in examples])
-    ]
-    return Counts(by_characters[0], by_characters[1], how)
-
-
-def composition(data: Tokenized, given: int) -> Mapping[str, int]:
-    """The counts that a person is told, as they stand in the facts of a training."""
-    return {
-        "rows": given, "examples": len(data.ids), "tokens": sum(data.lengths), "trained_tokens": data.trained_tokens,
-        "truncated": data.truncated, "tokenised_apart": data.apart, **{f"dropped_{k}": v for k, v in data.dropped.items()},
-    }  # fmt: skip

@@ -1,12 +1,13 @@
-"""How examples are laid out: which go into one optimizer step, and how they share rows without padding.
-
-Arithmetic on lengths only; knows nothing of text, tokens or torch. A step is a number of *examples*, as the papers count
-it, whatever their length: 128 examples in random order, then packed among themselves. Best-fit decreasing says how many
-rows of `pack_length` the largest step needs; every step uses that many, and its examples are spread over them longest
-first, each into the emptiest row that has room, so that rows are equally long, a padded tail is short, and no card waits
-for another's longest row.
+"""How examples are laid out: which go into one optimizer step, and how they share rows without padding. Call `plan`.
 
     Plan -> Step -> Microbatch -> Pack -> numbers of examples
+
+A step is a number of *examples*, as the papers count it, whatever their length: 128 examples in random order, packed
+among themselves. Best-fit decreasing gives the number of rows of `pack_length` that the largest step needs; every step
+uses that many. Its examples are spread over them longest first, each into the emptiest row that has room, so that rows
+are equally long, padded tails are short, and no card waits for another's longest row.
+
+Arithmetic on lengths only; knows nothing of text, tokens or torch.
 
 Best-fit decreasing: Johnson 1973; for language models Ding et al. 2024, arXiv 2404.10830.
 """
@@ -27,7 +28,7 @@ Microbatch = tuple[Pack, ...]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step: `microbatches` in the order that card 0, 1, ... take them in turn."""
+    """One optimizer step. Cards 0, 1, ... take the `microbatches` in turn, in this order."""
 
     epoch: int
     microbatches: tuple[Microbatch, ...]
@@ -39,11 +40,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every step of a training, and what it amounts to.
+    """Every step of a training, and its totals.
 
     microbatches   of each step on each card: the gradient accumulation
-    tokens         real tokens over all steps; `padded_tokens` with the tails that padding adds
-    max_tokens     padded tokens of the largest micro-batch, which is what the card must hold; `longest_row` its row
+    tokens         real tokens over all steps; `padded_tokens` includes the tails that padding adds
+    max_tokens     padded tokens of the largest micro-batch, which a card must hold; `longest_row` those of its row
     """
 
     steps: tuple[Step, ...]
@@ -100,9 +101,9 @@ def spread(lengths: Sequence[int], rows: int, capacity: int) -> list[list[int]]:
 def orders(
     count: int, batch: int, seed: int, epochs: float | None, steps: int | None
 ) -> Iterator[tuple[int, list[int]]]:
-    """(epoch, example numbers) of each step. An epoch is a shuffle of its own; its last step holds what is left.
+    """(epoch, example numbers) of each step. Each epoch is shuffled anew; its last step holds what is left.
 
-    Stops after `steps`, else after `epochs`, of which a fraction ends at the nearest step.
+    Stops after `steps`, else after `epochs`; a fraction of an epoch ends at the nearest step.
     """
     per_epoch = -(-count // batch)
     wanted = steps if steps is not None else max(1, round((epochs or 1) * per_epoch))
@@ -136,7 +137,7 @@ def plan(
     longer than `pack_length`.
     """
     if not lengths:
-        raise ValueError("there is no example to train on")
+        raise ValueError("there are no examples to train on")
     drawn = list(orders(len(lengths), batch, seed, epochs, steps))
     if pack_length is None:
         need = max(len(numbers) for _, numbers in drawn)
@@ -145,20 +146,23 @@ def plan(
     at_once = micro_batch * cards
     microbatches = -(-need // at_once)
     rows = microbatches * at_once
-    laid, tokens, padded, largest, longest = [], 0, 0, 0, 0
+    planned, tokens, padded, largest, longest = [], 0, 0, 0, 0
     for epoch, numbers in drawn:
-        if pack_length is None:
-            packs: list[Pack] = [(n,) for n in numbers]
-            packs += [()] * (rows - len(numbers))
-        else:
-            found = spread([lengths[n] for n in numbers], rows, pack_length)
-            packs = [tuple(numbers[n] for n in sorted(members)) for members in found]
-            packs.sort(key=lambda pack: -sum(lengths[n] for n in pack))  # equal rows side by side: short tails
+        packs = _packs(lengths, numbers, rows, pack_length)
         groups = [tuple(packs[at : at + micro_batch]) for at in range(0, rows, micro_batch)]
         for group in groups:
             fills = [sum(lengths[n] for n in pack) or 1 for pack in group]
             tokens += sum(fills)
             padded += len(group) * max(fills)
             largest, longest = max(largest, len(group) * max(fills)), max(longest, *fills)
-        laid.append(Step(epoch, tuple(groups)))
-    return Plan(tuple(laid), microbatches, tokens, padded, largest, longest)
+        planned.append(Step(epoch, tuple(groups)))
+    return Plan(tuple(planned), microbatches, tokens, padded, largest, longest)
+
+
+def _packs(lengths: Sequence[int], numbers: Sequence[int], rows: int, pack_length: int | None) -> list[Pack]:
+    """The examples of a step in `rows` rows: one in each without `pack_length`, else spread over all of them."""
+    if pack_length is None:
+        return [*((n,) for n in numbers), *([()] * (rows - len(numbers)))]
+    members = spread([lengths[n] for n in numbers], rows, pack_length)
+    packs = [tuple(numbers[n] for n in sorted(row)) for row in members]
+    return sorted(packs, key=lambda pack: -sum(lengths[n] for n in pack))  # equal rows side by side: short tails

@@ -1,5 +1,5 @@
-"""`python -m batcher.cli` is `alpasift`."""
+"""`python -m alpasift.batcher.cli` is `alpasift`."""
 
-from batcher.cli import main
+from alpasift.batcher.cli import main
 
 main()

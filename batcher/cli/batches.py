@@ -1,33 +1,37 @@
-"""Commands about batches that are out: collect, cancel, and batch export and import by hand."""
+"""Commands about batches in flight: collect, cancel; and about batches carried manually: batch export, batch import."""
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.options import (
-    asking_options,
-    budget_option,
+from alpasift.batcher.cli.consent import ask_consent
+from alpasift.batcher.cli.grouped_help import GroupedCommand
+from alpasift.batcher.cli.options import (
+    dataset_option,
     grader_options,
+    json_option,
     limit_option,
-    run_budget_option,
-    yes_option,
+    rubric_option,
+    spending_options,
 )
-from batcher.cli.printing import note, plain, print_json
+from alpasift.batcher.cli.printing import note, plain, print_alarms, print_json
+from alpasift.batcher.cli.reports import print_read_again
 
 if TYPE_CHECKING:
-    from batcher.batches import Collected
+    from alpasift.batcher.engine.collect import Collected
+    from alpasift.batcher.engine.run_task import Caps
 
-wait_option = click.option("--wait", is_flag=True, help="Stay until nothing is out.")
-json_option = click.option("--json", "form", flag_value="json", help="Print JSON.")
-poll_option = click.option("--poll-seconds", type=click.FloatRange(0), metavar="S", help="Ask every S seconds (30).")
+wait_option = click.option("--wait", is_flag=True, help="Wait until no batch is in flight.")
+poll_option = click.option("--poll-seconds", type=click.FloatRange(0), metavar="S", help="Poll every S seconds (30).")
 grace_option = click.option(
-    "--grace-seconds", type=click.FloatRange(0), metavar="S",
-    help="How long to look for a batch whose creation was not confirmed (30).",
-)  # fmt: skip
+    "--grace-seconds",
+    type=click.FloatRange(0),
+    metavar="S",
+    help="Seconds to look for a batch whose creation was not confirmed (30).",
+)
 
 
 def _options(**given: Any) -> dict[str, Any]:
@@ -43,64 +47,79 @@ def _options(**given: Any) -> dict[str, Any]:
 def collect_command(
     db: str, wait: bool, poll_seconds: float | None, grace_seconds: float | None, form: str | None
 ) -> int:
-    """Bring what has come of the batches that are out. Sends nothing new; `grade` does.
+    """Fetch the results of batches that have finished. Sends nothing new; `grade` does.
 
     \b
     Example:
       alpasift collect
     """
-    from batcher.batches import collect
-    from batcher.store import Store
+    from alpasift.batcher.engine.collect import collect
+    from alpasift.batcher.store import Store
 
     options = _options(poll_seconds=poll_seconds, grace_seconds=grace_seconds)
-    found = collect(Store(db).existing(), options, wait=wait)
-    return _tell(found, form, "nothing is out; next: alpasift scores")
+    store = Store(db).existing()
+    print_read_again(store)
+    found = collect(store, options, wait=wait)
+    return _print(found, form, "no batch is in flight; next: alpasift scores")
 
 
 @click.command("cancel")
 @click.argument("batch", required=False, metavar="[BATCH]")
-@click.option("--all", "everything", is_flag=True, help="Stop every batch that is out.")
+@click.option("--all", "everything", is_flag=True, help="Cancel every batch in flight.")
 @wait_option
 @poll_option
 @grace_option
 @json_option
 @click.pass_obj
 def cancel_command(
-    db: str, batch: str | None, everything: bool, wait: bool, poll_seconds: float | None, grace_seconds: float | None,
+    db: str,
+    batch: str | None,
+    everything: bool,
+    wait: bool,
+    poll_seconds: float | None,
+    grace_seconds: float | None,
     form: str | None,
-) -> int:  # fmt: skip
-    """Stop a batch that is out, and settle what was done of it: the provider charges for finished rows, which are kept.
+) -> int:
+    """Cancel a batch in flight and book what it completed: the provider charges for finished rows, which are kept.
 
     \b
     Example:
       alpasift cancel batch_abc123
       alpasift cancel --all --wait
     """
-    from batcher.batches import cancel
-    from batcher.store import Store
+    from alpasift.batcher.engine.collect import cancel
+    from alpasift.batcher.store import Store
 
     if (batch is None) == (not everything):
-        raise click.UsageError("name one batch (alpasift status lists them), or give --all")
+        raise click.UsageError("give one batch (`alpasift status` lists them), or --all")
     options = _options(poll_seconds=poll_seconds, grace_seconds=grace_seconds)
     found = cancel(Store(db).existing(), None if everything else batch, options, wait=wait)
-    return _tell(found, form, "stopped and settled; next: alpasift ledger")
+    return _print(found, form, "cancelled and booked; next: alpasift ledger")
 
 
-def _tell(found: Collected, form: str | None, done: str) -> int:
+def _print(found: Collected, form: str | None, done: str) -> int:
     from dataclasses import asdict
 
-    from batcher.ledger import show_usd
+    from alpasift.batcher.engine.in_flight import counted
+    from alpasift.batcher.money.dollars import show_usd
 
     if form:
         print_json(asdict(found))
-    note(f"{found.replies:,} replies, {found.scored:,} scores, {show_usd(found.usd)}")
-    note(f"{found.still_out:,} rows are still out; ask again later" if found.still_out else done)
-    return 4 if found.still_out else 0
+    note(f"{counted(found.replies, 'reply')}, {counted(found.usable, 'score')}, {show_usd(found.usd)}")
+    print_alarms(found.alarms)
+    for problem in found.problems:
+        note(f"not collected: {problem}")
+    if found.in_flight or not found.problems:
+        still = f"{counted(found.in_flight, 'row')} still in flight; collect again later"
+        note(still if found.in_flight else done)
+    if found.problems or found.alarms:
+        return 1
+    return 4 if found.in_flight else 0
 
 
 @click.group("batch")
 def batch_command() -> None:
-    """Carry batches by hand, from and to a machine without a network.
+    """Transfer batches as files, from and to a machine without a network.
 
     \b
     Example:
@@ -109,27 +128,35 @@ def batch_command() -> None:
     """
 
 
-@batch_command.command("export")
+@batch_command.command("export", cls=GroupedCommand)
 @click.argument("folder", type=click.Path(file_okay=False), metavar="DIR")
 @click.option("--grader", required=True, metavar="SPEC", help="openai_batch:MODEL")
-@click.option("--rubric", metavar="R", help="accuracy, helpfulness, or the path of your own .toml.")
-@click.option("--dataset", metavar="NAME", help="Which dataset (NAME, or NAME@2); the only one if not given.")
+@rubric_option
+@dataset_option
 @click.option(
-    "--executed-by", type=click.Choice(["openai", "vllm"]), default="openai", show_default=True,
-    help="Who will run the files; with vllm nothing costs dollars, and MODEL is the name it serves.",
-)  # fmt: skip
+    "--executed-by",
+    type=click.Choice(["openai", "vllm"]),
+    default="openai",
+    show_default=True,
+    help="What runs the files. With vllm there is no API cost, and MODEL is the served model name.",
+)
 @limit_option
-@budget_option
-@run_budget_option
-@yes_option
+@spending_options
 @grader_options
-@asking_options
 @click.pass_obj
 def export_command(
-    db: str, folder: str, grader: str, rubric: str | None, dataset: str | None, executed_by: str, limit: int | None,
-    budget: Decimal | None, run_budget: Decimal | None, yes: bool, options: dict[str, Any], asking: dict[str, Any],
-) -> int:  # fmt: skip
-    """Write the request files to a folder and reserve their money. Nothing is sent.
+    db: str,
+    folder: str,
+    grader: str,
+    rubric: str | None,
+    dataset: str | None,
+    executed_by: str,
+    caps: Caps,
+    yes: bool,
+    settings: dict[str, Any],
+    asking: dict[str, Any],
+) -> int:
+    """Write the request files to a folder and reserve what they may cost. Nothing is sent.
 
     The files are those of the Batch API; `vllm run-batch` runs them too.
 
@@ -139,55 +166,42 @@ def export_command(
       alpasift batch export to_carry --grader openai_batch:my-model --executed-by vllm
       vllm run-batch -i to_carry/FILE.jsonl -o results.jsonl --model my-model
     """
-    from batcher.batches import export
-    from batcher.cli.grade import ask_consent, rubric_for
-    from batcher.datasets import resolve
-    from batcher.engine import Run
-    from batcher.ledger import show_usd
-    from batcher.store import Store
-    from batcher.tasks.grade import contract_for
-    from graders import open_backend
-    from graders.rubric import load_rubric
+    from alpasift.batcher.data.versions import resolve
+    from alpasift.batcher.engine.run_task import export_requests
+    from alpasift.batcher.grading.open_grader import open_named
+    from alpasift.batcher.money.dollars import show_usd
+    from alpasift.batcher.store import Store
 
     store = Store(db).existing()
     version = resolve(store, dataset)
-    backend = open_backend(grader, {**options, "executed_by": executed_by})
-    task = contract_for(load_rubric(rubric_for(grader, rubric)), backend, **asking)
-    with Run(
-        store,
-        task,
-        backend,
-        version.version_id,
-        command="batch export",
-        limit=limit,
-        budget=budget,
-        run_budget=run_budget,
-    ) as run:
-        if not len(run.questions):
-            note("every row is graded or out; nothing to export")
-            return 0
-        estimate = run.estimate()
-        run.check_affordable(estimate)
-        if backend.paid:
-            ask_consent(run, estimate, yes)
-        made = export(run, Path(folder))
+    with open_named(store, grader, rubric, {**settings, "executed_by": executed_by}, asking) as opened:
+        made = export_requests(
+            store, version.version_id, opened.task, opened.backend, caps, Path(folder), ask_consent(yes)
+        )
+    if not made.files:
+        note("every row is graded or in flight; there is nothing to export")
+        return 0
     for path in made.files:
         click.echo(plain(path))
-    note(f"{made.rows:,} rows in {len(made.files)} files, {show_usd(made.ceiling_usd)} reserved" + (
-        f"; {made.left:,} rows did not fit the budget" if made.left else ""
-    ))  # fmt: skip
+    note(
+        f"{made.rows:,} rows in {len(made.files)} files, {show_usd(made.ceiling_usd)} reserved"
+        + (f"; {made.left:,} rows did not fit the budget" if made.left else "")
+    )
     note("next: run them, then alpasift batch import RESULTS.jsonl")
-    return 0
+    return 4 if made.left else 0
 
 
 @batch_command.command("import")
 @click.argument("file", type=click.Path(dir_okay=False), metavar="FILE")
-@click.option("--executed-by", type=click.Choice(["openai", "vllm"]), help="Who ran it; checked against the export.")
-@click.option("--last", is_flag=True, help="No other file will come: what is missing stays unresolved.")
+@click.option(
+    "--executed-by", type=click.Choice(["openai", "vllm"]), help="What ran the file; checked against the export."
+)
+@click.option("--last", is_flag=True, help="The last result file: requests without a result become unresolved.")
 @json_option
 @click.pass_obj
 def import_command(db: str, file: str, executed_by: str | None, last: bool, form: str | None) -> int:
-    """Take a result file of exported requests, book what it cost and read its scores. Again changes nothing.
+    """Import a result file of exported requests: book what it cost, read its scores. The same file again changes
+    nothing.
 
     \b
     Example:
@@ -195,21 +209,27 @@ def import_command(db: str, file: str, executed_by: str | None, last: bool, form
     """
     from dataclasses import asdict
 
-    from batcher.batches import bring
-    from batcher.ledger import show_usd
-    from batcher.store import Store
+    from alpasift.batcher.engine.in_flight import counted
+    from alpasift.batcher.engine.manual import import_results
+    from alpasift.batcher.money.dollars import show_usd
+    from alpasift.batcher.store import Store
 
-    found = bring(Store(db).existing(), Path(file), executed_by, last=last)
+    found = import_results(Store(db).existing(), Path(file), executed_by, last=last)
     if form:
         print_json(asdict(found))
     if found.repeated:
-        note("these results were taken before; nothing changed")
-        return 0
-    note(f"{found.replies:,} replies, {found.scored:,} scores, {show_usd(found.usd)}")
+        note("already imported; nothing changed")
+        if found.in_flight:
+            note(f"{counted(found.in_flight, 'row')} of the export still have no result; --last gives them up")
+        return 4 if found.in_flight else 0
+    note(f"{counted(found.replies, 'reply')}, {counted(found.usable, 'score')}, {show_usd(found.usd)}")
     if found.refused or found.broken:
-        note(f"{found.refused:,} lines were not asked by this export and {found.broken:,} could not be read; not taken")
-    if found.still_out:
-        note(f"{found.still_out:,} rows are still out; import the other file (errors too), or add --last")
+        note(
+            f"skipped: {found.refused:,} lines that are not of this export, and {found.broken:,} that could not be read"
+        )
+    if found.in_flight:
+        left = counted(found.in_flight, "row")
+        note(f"{left} of the export still have no result; import the error file too, or add --last")
         return 4
     note("next: alpasift scores")
     return 0

@@ -2,87 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from batcher.cli.printing import note, plain, print_json
-
-
-def _mapping(pairs: tuple[str, ...]) -> dict[str, str] | None:
-    mapping = {}
-    for pair in pairs:
-        target, equals, source = pair.partition("=")
-        if not equals or not target or not source:
-            raise click.UsageError(f"--map {pair!r}: write instruction=question (our key = the file's key)")
-        if target in mapping:
-            raise click.UsageError(f"--map names {target!r} twice")
-        mapping[target] = source
-    return mapping or None
-
-
-map_option = click.option(
-    "--map", "mapping", multiple=True, metavar="OURS=THEIRS", callback=lambda _c, _p, v: _mapping(v),
-    help="A key of the file that holds our key, instruction=question; repeatable.",
-)  # fmt: skip
-shape_option = click.option(
-    "--shape", default="auto", show_default=True, type=click.Choice(["auto", "alpaca", "dolly", "sharegpt", "messages"])
-)
-strict_option = click.option("--strict", is_flag=True, help="Stop at the first bad row instead of setting it aside.")
-
-
-def tell_import(found: object) -> None:
-    """Say what an import did, on stderr."""
-    from batcher.datasets import Imported
-
-    assert isinstance(found, Imported)
-    if found.already_there:
-        note(f"{found.label}: this file is here already ({found.rows:,} rows); nothing was added")
-        return
-    note(f"{found.label}: {found.rows:,} rows from {found.format}, shape {found.shape}")
-    if found.duplicates:
-        note(f"  {found.duplicates:,} rows repeat an earlier row exactly; each content is graded once")
-    for reason, count in sorted(found.reasons.items(), key=lambda pair: -pair[1]):
-        note(f"  {count:,} rows set aside: {reason}")
+from alpasift.batcher.cli.options import force_option, import_options, json_option, with_option
+from alpasift.batcher.cli.printing import note, plain, print_json
+from alpasift.batcher.cli.reports import print_added, print_import, print_preview, print_read_again
 
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
-@click.option("--dataset", metavar="NAME", help="The name to keep it under (the file's name if not given).")
-@shape_option
-@map_option
-@strict_option
-@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option("--dataset", metavar="NAME", help="The dataset's name. Default: the file's name.")
+@import_options
+@click.option("--preview", is_flag=True, help="Preview the import and one row as the grader sees it; write nothing.")
+@json_option
 @click.pass_obj
 def import_command(
-    db: str,
-    files: tuple[str, ...],
-    dataset: str | None,
-    shape: str,
-    mapping: dict[str, str] | None,
-    strict: bool,
-    form: str | None,
+    db: str, files: tuple[str, ...], dataset: str | None, reading: dict[str, Any], preview: bool, form: str | None
 ) -> None:
-    """Bring instruction data into the database: alpaca, dolly, sharegpt or messages rows.
+    """Import instruction data: alpaca, dolly, sharegpt, messages, prompts with completions, preference pairs and more.
 
-    Reads .json, .jsonl (also .gz, .zst), .csv, .parquet and folders of Hugging Face's save_to_disk. The same file
-    again adds nothing; a changed file becomes NAME@2.
+    Reads .json, .jsonl, .csv, .tsv (also .gz, .zst), .parquet, folders as they lie on a hub, and those of save_to_disk.
+    Several files with --dataset are one dataset. The same file again adds nothing; a changed file becomes NAME@2.
 
     \b
     Example:
+      alpasift import --preview data.json
       alpasift import data.json --dataset alpaca
-      alpasift import qa.csv --map instruction=question --map output=answer
+      alpasift import part-*.jsonl --dataset chats
+      alpasift import qa.csv --map instruction=ask --map output=reply
     """
     from dataclasses import asdict
 
-    from batcher.datasets import import_file
-    from batcher.store import Store
+    from alpasift.batcher.data.import_files import import_files
+    from alpasift.batcher.data.preview import preview_files
+    from alpasift.batcher.store import Store
 
-    store = Store(db).create()
+    if preview:
+        previews = preview_files(files, dataset=dataset, **reading)
+        if form:
+            print_json([asdict(one) for one in previews])
+            return
+        for one in previews:
+            print_preview(one)
+        note("nothing was written; next: the same command without --preview")
+        return
     done = []
-    for file in files:
-        found = import_file(store, file, dataset=dataset, shape=shape, mapping=mapping, strict=strict)
-        tell_import(found)
+    for found in import_files(Store(db), files, dataset=dataset, **reading):
+        print_import(found)
         done.append(asdict(found))
     if form:
         print_json(done)
@@ -94,94 +62,66 @@ def import_command(
 @click.option("--selection", metavar="NAME", help="Write this selection.")
 @click.option("--dataset", metavar="NAME", help="Write this dataset, every row.")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(), metavar="FILE", help="Where to; its suffix tells the format."
+    "-o", "--output", required=True, type=click.Path(), metavar="FILE", help="Output file; its suffix sets the format."
 )
 @click.option(
-    "--format", "format_", type=click.Choice(["json", "jsonl", "csv", "parquet"]), help="If the suffix does not tell."
+    "--format",
+    "format_name",
+    type=click.Choice(["json", "jsonl", "csv", "parquet"]),
+    help="The file format, if the suffix does not set it.",
 )
 @click.option(
-    "--shape", type=click.Choice(["alpaca", "dolly", "sharegpt", "messages"]), help="Another shape than the import's."
+    "--row-format",
+    type=click.Choice(["alpaca", "dolly", "sharegpt", "messages"]),
+    help="Row format of the output. Default: that of the import.",
 )
+@with_option
+@click.option("--grader", metavar="NAME", help="With --with: the grader. Default: the one the selection was made with.")
+@click.option("--rubric", metavar="NAME", help="With --with: the rubric.")
+@force_option
 @click.pass_obj
 def export_command(
-    db: str, selection: str | None, dataset: str | None, output: str, format_: str | None, shape: str | None
+    db: str,
+    selection: str | None,
+    dataset: str | None,
+    output: str,
+    format_name: str | None,
+    row_format: str | None,
+    figures: tuple[str, ...],
+    grader: str | None,
+    rubric: str | None,
+    force: bool,
 ) -> None:
-    """Write a selection or a dataset to a file, rows in their order with all their keys.
+    """Write a selection or a dataset to a file, rows in their order with all their keys, and a manifest beside it.
+
+    A file that alpasift did not write for this, and the file that a dataset was imported from, is replaced only with
+    --force.
 
     \b
     Example:
       alpasift export --selection kept -o kept.json
+      alpasift export --dataset alpaca -o graded.csv --with score,reason,explanation
     """
-    import json
-    from pathlib import Path
-
-    from batcher.datasets import export_rows, resolve
-    from batcher.select import kept_positions, resolve_selection
-    from batcher.store import Store
+    from alpasift.batcher.grading.results import export
+    from alpasift.batcher.store import Store
 
     if selection and dataset:
         raise click.UsageError("give --selection or --dataset, not both")
-    check_targets(
-        [output, *([f"{output}.manifest.json"] if selection else [])], not_onto=Store(db).files(), format_=format_
-    )
     store = Store(db).existing()
-    if selection:
-        chosen = resolve_selection(store, selection)
-        count = export_rows(
-            store, chosen.version_id, kept_positions(store, chosen.selection_id), output, format=format_, shape=shape
-        )
-        manifest = Path(f"{output}.manifest.json")
-        write_private(manifest, json.dumps(chosen.manifest, indent=2, ensure_ascii=False, default=str) + "\n")
-        note(f"{count:,} rows of {chosen.label} written to {plain(output)}, how they were chosen to {plain(manifest)}")
-    else:
-        version = resolve(store, dataset)
-        count = export_rows(store, version.version_id, None, output, format=format_, shape=shape)
-        note(f"{count:,} rows of {version.label} written to {plain(output)}")
-
-
-def check_targets(paths: list[str], *, not_onto: Sequence[object], format_: str | None = None) -> None:
-    """Raise a usage error now for what could not be written later, or would replace what must stay.
-
-    `paths` are the files a command will write, the first in a data format; `not_onto` what it reads or lives in.
-    """
-    import os
-    from pathlib import Path
-
-    from batcher.exports import writable_format
-    from graders import AlpaSiftError
-
-    taken = {Path(str(path)).resolve(): str(path) for path in not_onto}
-    for path in paths:
-        target = Path(path).resolve()
-        if target in taken:
-            raise click.UsageError(f"{path} would replace {taken[target]}; name another file")
-        taken[target] = path
-        if target.is_dir():
-            raise click.UsageError(f"{path} is a folder; name a file")
-        if target.exists() and not target.is_file():
-            raise click.UsageError(f"{path} is no ordinary file; name one")
-        if not target.parent.is_dir():
-            raise click.UsageError(f"the folder {target.parent} does not exist; make it first")
-        if not os.access(target.parent, os.W_OK):
-            raise click.UsageError(f"the folder {target.parent} is read-only")
-        try:
-            if not path.endswith(".manifest.json"):
-                writable_format(Path(path), format_)
-        except AlpaSiftError as error:
-            raise click.UsageError(str(error)) from error
-
-
-def write_private(path: object, text: str) -> None:
-    """Write a small file whole or not at all, readable by its owner only."""
-    import os
-    from pathlib import Path
-
-    target = Path(str(path)).resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    print_read_again(store)
+    made = export(
+        store,
+        output,
+        selection=selection,
+        dataset=dataset,
+        format_name=format_name,
+        row_format=row_format,
+        figures=figures,
+        grader=grader,
+        rubric=rubric,
+        force=force,
+    )
+    print_added(figures, made.added)
+    note(
+        f"{made.rows:,} rows of {made.label} written to {plain(made.path)}, and its manifest to {plain(made.manifest)}"
+    )

@@ -1,8 +1,7 @@
-"""The command that forecasts a fine-tune: fit. It reads lengths and a config.json; no model is opened and no torch imported."""
+"""The command `fit`: what fits a card. Reads lengths and a config.json; no model is loaded and no torch imported."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -10,328 +9,338 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.options import usd
-from batcher.cli.printing import duration, note, print_json, print_table
-from batcher.cli.train import Rows, find_rows, rows_options
+from alpasift.batcher.cli.grouped_help import GroupedCommand
+from alpasift.batcher.cli.options import rows_options, usd
+from alpasift.batcher.cli.printing import note, print_json, print_paragraph, print_table
+from alpasift.batcher.cli.training_time import forecast_json, forecast_text
+from alpasift.batcher.engine.progress import duration
 
 if TYPE_CHECKING:
-    from train.cards import Card
-    from train.memory import Choice, Forecast, Lengths, Method, NothingFits, Shape
+    from alpasift.batcher.trainings import Rows
+    from alpasift.train.fit.cards import Card
+    from alpasift.train.fit.forecast import Forecast
+    from alpasift.train.fit.train_config import Method
+    from alpasift.train.fit.workload import Lengths
+    from alpasift.train.fitting import Fit
+
+GIB = 1024**3
 
 
-TOKENISED = 2_000
-"""Examples that a tokenizer counts exactly; 52,000 would take it twenty seconds. The others are told from these."""
-
-
-@click.command("fit")
+@click.command("fit", cls=GroupedCommand)
 @click.option(
-    "--model", required=True, metavar="DIR",
-    help="A model's folder, of which config.json is read, or llama-7b, llama-13b, llama-2-7b, llama-2-13b, llama-3.1-8b, "
-    "mistral-7b, qwen2.5-7b, qwen2.5-14b.",
-)  # fmt: skip
+    "--model",
+    required=True,
+    metavar="DIR",
+    help="Model folder (only config.json is read), or one of llama-7b, llama-13b, llama-2-7b, llama-2-13b, "
+    "llama-3.1-8b, mistral-7b, qwen2.5-7b, qwen2.5-14b.",
+)
 @rows_options
 @click.option(
-    "--gpu-memory", type=click.FloatRange(1, 1024), metavar="GB",
-    help="The card's memory as its vendor says it: 16, 24, 40, 80.",
-)  # fmt: skip
-@click.option(
-    "--card", "card_name", metavar="NAME",
-    help="t4, v100-16, rtx-3090, rtx-4090, l4, a10g, a6000, a100-40, a100-80, h100, h200, cpu; the card found here if neither is given.",
-)  # fmt: skip
-@click.option(
-    "--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Such cards in the machine."
+    "--gpu-memory",
+    type=click.FloatRange(1, 1024),
+    metavar="GB",
+    help="GPU memory as the vendor states it: 16, 24, 40, 80.",
 )
-@click.option("--method", type=click.Choice(["full", "lora", "qlora"]), help="LoRA, else QLoRA if not given.")
-@click.option("--epochs", type=click.FloatRange(0, 1000, min_open=True), default=3, show_default=True, metavar="N")
+@click.option(
+    "--card",
+    "card_name",
+    metavar="NAME",
+    help="t4, v100-16, rtx-3090, rtx-4090, l4, a10g, a6000, a100-40, a100-80, h100, h200, cpu. Default: this machine's "
+    "GPU.",
+)
+@click.option(
+    "--gpus",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of such GPUs in the machine.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["full", "lora", "qlora"]),
+    help="Training method. Default: LoRA if it fits, else QLoRA.",
+)
+@click.option(
+    "--epochs",
+    type=click.FloatRange(0, 1000, min_open=True),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Passes over the data.",
+)
 @click.option(
     "--batch",
     type=click.IntRange(1),
     default=128,
     show_default=True,
     metavar="N",
-    help="Examples of an optimizer step.",
+    help="Examples per optimizer step.",
 )
 @click.option(
-    "--max-length", type=click.IntRange(16), default=512, show_default=True, metavar="N",
-    help="Most tokens of an example; longer ones lose their end.",
-)  # fmt: skip
-@click.option("--rank", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="Of the adapter.")
+    "--max-length",
+    type=click.IntRange(16),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Maximum tokens per example; longer ones are truncated.",
+)
+@click.option("--rank", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="LoRA rank.")
 @click.option(
-    "--tokenizer", type=click.Path(exists=True, file_okay=False), metavar="DIR",
-    help="A folder with tokenizer.json, if not the model's; without one, characters are counted.",
-)  # fmt: skip
+    "--tokenizer",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Folder with tokenizer.json. Default: the model's; without one, tokens are estimated from characters.",
+)
 @click.option(
-    "--usd-per-hour", callback=usd, envvar="ALPASIFT_USD_PER_HOUR", show_envvar=True, metavar="USD",
-    help="Of the machine, with all its cards.",
-)  # fmt: skip
-@click.option("--all", "everything", is_flag=True, help="Every configuration, not the best of each method.")
+    "--usd-per-hour",
+    callback=usd,
+    envvar="ALPASIFT_USD_PER_HOUR",
+    show_envvar=True,
+    metavar="USD",
+    help="Price of the machine with all its GPUs.",
+)
+@click.option("--all", "everything", is_flag=True, help="Show every configuration, not only the best of each method.")
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.pass_obj
 def fit_command(
-    db: str, /, model: str, data: str | None, dataset: str | None, selection: str | None, gpu_memory: float | None,
-    card_name: str | None, gpus: int, method: Method | None, epochs: float, batch: int, max_length: int, rank: int,
-    tokenizer: str | None, usd_per_hour: Decimal | None, everything: bool, form: str | None,
-) -> None:  # fmt: skip
-    """What fits a card: memory, minutes and dollars of a fine-tune, before anything is bought or loaded.
+    db: str,
+    /,
+    model: str,
+    rows_from: dict[str, str | None],
+    gpu_memory: float | None,
+    card_name: str | None,
+    gpus: int,
+    method: Method | None,
+    epochs: float,
+    batch: int,
+    max_length: int,
+    rank: int,
+    tokenizer: str | None,
+    usd_per_hour: Decimal | None,
+    everything: bool,
+    form: str | None,
+) -> None:
+    """Forecast memory, time and cost of a fine-tune on a GPU, without loading the model.
 
-    A forecast by formulas (docs/fitting.md), corrected by what trainings on the same card have measured. Exit code 3 when
-    nothing fits, with the nearest configuration.
+    A forecast by formulas (docs/fitting.md), corrected by what trainings on the same GPU have measured. Exit code 3
+    when nothing fits, with the smallest configuration.
 
     \b
     Example:
       alpasift fit --model llama-2-7b --data kept.json --gpu-memory 24
       alpasift fit --model models/llama-2-13b --selection kept --card a100-80 --usd-per-hour 1.50
     """
-    from train.calibration import apply, corrections
-    from train.memory import METHODS, NothingFits, choose, configurations, read_shape
+    from alpasift.batcher.trainings import find_rows
+    from alpasift.train.fit.cards import requested_card
+    from alpasift.train.fit.choice import best_of_each
+    from alpasift.train.fitting import FitRequest, fit
 
-    shape, card = read_shape(model), _card(card_name, gpu_memory)
-    known = corrections()
-
-    def correct(one: Forecast) -> Forecast:
-        return apply(one, known)
-
-    rows = find_rows(db, data, dataset, selection)
-    lengths = _lengths(rows, model, tokenizer, max_length)
-    recipe: dict[str, Any] = {
-        "batch": batch,
-        "epochs": epochs,
-        "rank": rank,
-        "cards": gpus,
-        "usd_per_hour": usd_per_hour,
-    }
-    methods: Sequence[Method] = (method,) if method else ("lora", "qlora")
-    considered = configurations(shape, lengths, card, METHODS, correct=correct, **recipe)
-    try:
-        choice = choose(shape, lengths, card, methods=methods, correct=correct, considered=considered, **recipe)
-    except NothingFits as error:
-        if not form:
-            _print_table(_best_of_each(considered) if not everything else considered, card)
-            raise
-        print_json(_refused(error, lengths, rows, considered if everything else ()))
-        raise click.exceptions.Exit(3) from error
+    card = requested_card(card_name, gpu_memory)
+    request = FitRequest(model, card, gpus, method, epochs, batch, max_length, rank, tokenizer, usd_per_hour)
+    rows = find_rows(db, **rows_from)
+    found = fit(rows.examples, request)
     if form:
-        print_json(_accepted(choice, lengths, rows, considered if everything else ()))
+        print_json(_as_json(found, rows, everything))
+        if found.error:
+            raise click.exceptions.Exit(3)
         return
-    _print(choice, lengths, rows, shape, _best_of_each(considered) if not everything else considered)
-    _next(choice.chosen, model, data, dataset, selection)
-
-
-def _card(name: str | None, gpu_memory: float | None) -> Card:
-    from train.cards import card_named, card_of_size, found_card, with_memory
-
-    if name is not None:
-        card = card_named(name)
-        return card if gpu_memory is None else with_memory(card, gpu_memory)
-    return found_card() if gpu_memory is None else card_of_size(gpu_memory)
-
-
-def _lengths(rows: Rows, model: str, tokenizer: str | None, max_length: int) -> Lengths:
-    from train.data import token_counts
-    from train.memory import lengths_of
-
-    folder = Path(tokenizer or model)
-    count = len(rows.examples)
-    if not (folder / "tokenizer.json").is_file() or count <= TOKENISED:
-        counts = token_counts(rows.examples, folder if folder.is_dir() else None)
-        return lengths_of(counts.prompt, counts.response, max_length, counts.how)
-    drawn = sorted(random.Random(0).sample(range(count), TOKENISED))
-    exact = token_counts([rows.examples[n] for n in drawn], folder)
-    if exact.how.startswith("characters"):  # the package that reads it is missing
-        drawn = []
-    rough = token_counts(rows.examples, None)
-    both = [
-        _at_the_rate_of(drawn, found, guessed)
-        for found, guessed in ((exact.prompt, rough.prompt), (exact.response, rough.response))
-    ]
-    how = f"{exact.how} on {TOKENISED:,} examples, the others by characters at its rate" if drawn else exact.how
-    return lengths_of(both[0], both[1], max_length, how)
-
-
-def _at_the_rate_of(drawn: Sequence[int], found: Sequence[int], guessed: Sequence[int]) -> list[int]:
-    """The tokens that were counted where they were, else what was guessed times how far guesses were off on average."""
-    if not drawn:
-        return list(guessed)
-    off = sum(found) / sum(guessed[n] for n in drawn)
-    lengths = [max(1, round(size * off)) for size in guessed]
-    for number, tokens in zip(drawn, found, strict=True):
-        lengths[number] = tokens
-    return lengths
+    listed = found.considered if everything else best_of_each(found.considered)
+    if found.error:
+        _print_table(listed, card)
+        raise found.error
+    _print(found, rows, listed)
+    _print_next(found.shown, model, rows_from)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
 def _gib(size: float) -> float:
-    return round(size / 1024**3, 4)
+    return round(size / GIB, 4)
 
 
 def _row(one: Forecast) -> dict[str, Any]:
     """One configuration as JSON has it; `parts` add up to `peak_gib`."""
-    setup, laid = one.setup, one.layout
-    names = [name for name in type(one.parts).__slots__ if getattr(one.parts, name)]
+    config, layout = one.config, one.layout
     return {
-        "fits": one.fits, "method": setup.method, "micro_batch": setup.micro_batch, "pack_length": setup.pack_length,
-        "checkpointing": setup.checkpointing, "optimizer": setup.optimizer, "dtype": setup.dtype,
-        "trained_in": "float32" if setup.adapter_dtype == "fp32" else "bf16", "peak_gib": _gib(one.peak_bytes),
-        "margin": one.margin, "needed_gib": _gib(one.needed_bytes), "tokens_per_second": one.tokens_per_second,
-        "minutes": one.minutes, "minutes_fast": _minutes(one.seconds_fast), "minutes_slow": _minutes(one.seconds_slow),
-        "usd": one.usd, "parts": {f"{name}_gib": _gib(getattr(one.parts, name)) for name in names},
-        "steps": laid.steps, "microbatches_per_step": laid.microbatches, "tokens": laid.tokens,
-        "padded_tokens": laid.padded_tokens, "micro_batch_tokens": laid.max_tokens, "calibration": one.calibration or None,
-    }  # fmt: skip
+        "fits": one.fits,
+        "method": config.method,
+        "micro_batch": config.micro_batch,
+        "pack_length": config.pack_length,
+        "checkpointing": config.checkpointing,
+        "optimizer": config.optimizer,
+        "dtype": one.computes_in,
+        "trained_in": "float32" if config.adapter_dtype == "fp32" else "bf16",
+        "peak_gib": _gib(one.peak_bytes),
+        "margin": one.margin,
+        "needed_gib": _gib(one.needed_bytes),
+        "tokens_per_second": one.tokens_per_second,
+        "minutes": one.minutes,
+        "minutes_fast": _minutes(one.seconds_fast),
+        "minutes_slow": _minutes(one.seconds_slow),
+        **forecast_json(one),
+        "usd": one.usd,
+        "parts": {f"{name}_gib": _gib(size) for name, size in one.parts.by_name().items()},
+        "steps": layout.steps,
+        "microbatches_per_step": layout.microbatches,
+        "tokens": layout.tokens,
+        "padded_tokens": layout.padded_tokens,
+        "micro_batch_tokens": layout.max_tokens,
+        "calibration": one.calibration or None,
+    }
 
 
 def _minutes(seconds: float | None) -> float | None:
     return None if seconds is None else seconds / 60
 
 
-def _around(one: Forecast, lengths: Lengths, rows: Rows, considered: Sequence[Forecast]) -> dict[str, Any]:
-    """What holds for every configuration: model, card, data."""
-    from train.memory import LOAD_SECONDS
-
+def _as_json(found: Fit, rows: Rows, everything: bool) -> dict[str, Any]:
+    """The chosen configuration, or why nothing fits; then what holds for every configuration: model, card, data."""
+    one, lengths = found.shown, found.lengths
     card = one.card
-    found = {
-        "model": one.shape.name, "parameters": one.shape.parameters, "card": card.name, "card_label": card.label,
-        "card_remark": card.remark or None, "gpus": one.setup.cards, "usable_gib": _gib(card.usable_bytes),
-        "usd_per_hour": one.usd_per_hour, "load_seconds": LOAD_SECONDS, "data": rows.source,
-        "examples": len(lengths.tokens), "set_aside": rows.set_aside, "left_out": lengths.emptied,
-        "truncated": lengths.cut, "max_length": lengths.max_length, "lengths_from": lengths.how,
-    }  # fmt: skip
-    return {**found, "considered": [_row(other) for other in considered]} if considered else found
-
-
-def _accepted(choice: Choice, lengths: Lengths, rows: Rows, considered: Sequence[Forecast]) -> dict[str, Any]:
-    one = choice.chosen
-    return {**_row(one), "reason": choice.reason, **_around(one, lengths, rows, considered)}
-
-
-def _refused(error: NothingFits, lengths: Lengths, rows: Rows, considered: Sequence[Forecast]) -> dict[str, Any]:
-    one = error.nearest
-    return {
-        "fits": False, "reason": str(error), "nearest": _row(one), "nearest_card_gb": error.card_gb,
-        "smaller_model": error.smaller_model, **_around(one, lengths, rows, considered),
-    }  # fmt: skip
+    if found.choice:
+        answer = {**_row(one), "reason": found.choice.reason}
+    else:
+        assert found.error is not None
+        answer = {
+            "fits": False,
+            "reason": str(found.error),
+            "nearest": _row(one),
+            "nearest_card_gb": found.error.card_gb,
+            "smaller_model": found.error.smaller_model,
+        }
+    answer |= {
+        "model": found.dims.name,
+        "parameters": found.dims.parameters,
+        "card": card.name,
+        "card_label": card.label,
+        "card_remark": card.remark or None,
+        "gpus": one.config.cards,
+        "usable_gib": _gib(card.usable_bytes),
+        "usd_per_hour": one.usd_per_hour,
+        "data": rows.source,
+        "examples": len(lengths.tokens),
+        "skipped": rows.skipped,
+        "dropped": lengths.dropped,
+        "truncated": lengths.truncated,
+        "max_length": lengths.max_length,
+        "lengths_from": lengths.counted_by,
+    }
+    return {**answer, "considered": [_row(other) for other in found.considered]} if everything else answer
 
 
 # -- for people --------------------------------------------------------------------------------------------------------
 
 
-def _best_of_each(considered: Sequence[Forecast]) -> list[Forecast]:
-    """Of each method, with and without checkpointing, the fastest that fits, else the smallest."""
-    groups: dict[tuple[str, bool], list[Forecast]] = {}
-    for one in considered:
-        groups.setdefault((one.setup.method, one.setup.checkpointing), []).append(one)
-    best = []
-    for group in groups.values():
-        fitting = [one for one in group if one.fits]
-        best.append(min(fitting, key=_worth) if fitting else min(group, key=lambda one: one.needed_bytes))
-    return best
+def _print(found: Fit, rows: Rows, listed: Sequence[Forecast]) -> None:
+    assert found.choice is not None
+    one, card = found.shown, found.shown.card
+    _print_choice(found, found.choice.reason)
+    click.echo()
+    parts = [(name, size) for name, size in one.parts.by_name().items() if size or name != "context"]
+    print_table(("part of the peak", "GiB"), [(name.replace("_", " "), round(_gib(size), 2)) for name, size in parts])
+    click.echo()
+    _print_table(listed, card)
+    click.echo()
+    print_paragraph(f"A forecast, not a measurement. Lengths by {found.lengths.counted_by}.")
+    print_paragraph(f"Calibration: {one.calibration or 'none for this GPU; the first steps of a training make one'}.")
+    if card.remark:
+        print_paragraph(f"{card.label}: {card.remark}.")
+    _print_skipped(found.lengths, rows)
 
 
-def _worth(one: Forecast) -> tuple[bool, bool, float, int]:
-    """The best first: 32-bit weights and moments of a full fine-tune, then speed, then memory."""
-    setup = one.setup
-    return not setup.masters, setup.optimizer != "adamw", one.seconds or one.flops, one.peak_bytes
+def _print_choice(found: Fit, reason: str) -> None:
+    """The configuration in four lines: what, why, its memory and its time."""
+    from alpasift.batcher.money.dollars import show_usd
 
-
-def _billions(parameters: int) -> str:
-    return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters:,}"
-
-
-def _print(choice: Choice, lengths: Lengths, rows: Rows, shape: Shape, shown: Sequence[Forecast]) -> None:
-    from batcher.ledger import show_usd
-    from train.memory import LOAD_SECONDS, describe
-
-    one, card = choice.chosen, choice.chosen.card
-    setup, laid = one.setup, one.layout
-    many = f"{setup.cards} x " if setup.cards > 1 else ""
-    click.echo(f"{shape.name}, {_billions(shape.parameters)} parameters, on {many}{card.label}: {describe(setup)}")
-    click.echo(f"  because {choice.reason}")
-    trained = "" if setup.adapter_dtype == "bf16" else ", what is trained in float32"
-    click.echo(
-        f"  peak {one.peak_bytes / 1024**3:.1f} GiB, with {one.margin:.0%} margin {one.needed_bytes / 1024**3:.1f} of "
-        f"{card.usable_bytes / 1024**3:.1f} usable; computes in {setup.dtype}{trained}"
+    one = found.shown
+    config, card, layout = one.config, one.card, one.layout
+    many = f"{config.cards} x " if config.cards > 1 else ""
+    parameters = found.dims.parameters
+    size = f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters:,}"
+    print_paragraph(f"{found.dims.name}, {size} parameters, on {many}{card.label}: {config.describe()}")
+    print_paragraph(f"  because {reason}")
+    trained = "" if config.adapter_dtype == "bf16" or card.is_cpu else ", trained parameters in float32"
+    print_paragraph(
+        f"  peak {one.peak_bytes / GIB:.1f} GiB, with {one.margin:.0%} margin {one.needed_bytes / GIB:.1f} of "
+        f"{card.usable_bytes / GIB:.1f} usable; computed in {one.computes_in}{trained}"
     )
     if one.seconds is None:
-        click.echo("  time unknown: nothing has been measured on this processor; the first training does it")
+        print_paragraph("  time unknown: not measured on this CPU; the first training measures it")
     else:
-        spread = ""
-        if one.seconds_fast != one.seconds_slow:
-            spread = f" ({(one.seconds_fast or 0) / 60:,.1f} to {(one.seconds_slow or 0) / 60:,.1f})"
-        cost = "dollars unknown, give --usd-per-hour" if one.usd is None else f"{show_usd(one.usd, 2)}"
-        click.echo(
-            f"  {one.tokens_per_second:,.0f} tokens/s, {one.seconds / 60:,.1f} minutes{spread}, {cost}; loading takes about "
-            f"{duration(LOAD_SECONDS)} more"
-        )
-    padding = laid.padded_tokens / laid.tokens - 1
-    click.echo(
-        f"  {len(lengths.tokens):,} examples, {laid.steps:,} steps of {laid.microbatches} micro-batches, {laid.tokens:,} tokens and "
-        f"{padding:.1%} padding, at most {laid.max_tokens:,} tokens at once{', from a sample' if laid.sampled else ''}"
+        cost = "cost unknown, give --usd-per-hour" if one.usd is None else f"{show_usd(one.usd, 2)}"
+        print_paragraph(f"  {forecast_text(one)}; {cost}; {one.tokens_per_second:,.0f} tokens/s while training")
+    padding = layout.padded_tokens / layout.tokens - 1
+    print_paragraph(
+        f"  {len(found.lengths.tokens):,} examples, {layout.steps:,} steps of {layout.microbatches} micro-batches, "
+        f"{layout.tokens:,} tokens and {padding:.1%} padding, at most {layout.max_tokens:,} tokens at once"
+        f"{', estimated from a sample' if layout.sampled else ''}"
     )
-    parts = [(name, getattr(one.parts, name)) for name in type(one.parts).__slots__]
-    click.echo()
-    print_table(
-        ("part of the peak", "GiB"), [(name.replace("_", " "), round(_gib(size), 2)) for name, size in parts if size]
-    )
-    click.echo()
-    _print_table(shown, card)
-    click.echo()
-    click.echo(f"A forecast, not a measurement. Lengths by {lengths.how}.")
-    click.echo(f"Calibration: {one.calibration or 'none for this card; the first steps of a training make one'}.")
-    if card.remark:
-        click.echo(f"{card.label}: {card.remark}.")
-    _print_left_out(lengths, rows)
 
 
-def _print_left_out(lengths: Lengths, rows: Rows) -> None:
-    if rows.set_aside:
-        note(f"{rows.set_aside:,} rows of {rows.source} cannot be used and are left out")
-    if lengths.emptied:
-        note(
-            f"{lengths.emptied:,} examples are left out: their prompt leaves no room below {lengths.max_length} tokens"
-        )
-    if lengths.cut - lengths.emptied > 0:
-        note(
-            f"{lengths.cut - lengths.emptied:,} examples are longer than {lengths.max_length} tokens and lose their end"
-        )
+def _print_skipped(lengths: Lengths, rows: Rows) -> None:
+    if rows.skipped:
+        note(f"{rows.skipped:,} rows of {rows.source} are unusable and skipped")
+    if lengths.dropped:
+        note(f"{lengths.dropped:,} examples are skipped: their prompt alone exceeds {lengths.max_length} tokens")
+    if (longer := lengths.truncated - lengths.dropped) > 0:
+        note(f"{longer:,} examples are longer than {lengths.max_length} tokens and are truncated")
 
 
-def _print_table(shown: Sequence[Forecast], card: Card) -> None:
+def _print_table(listed: Sequence[Forecast], card: Card) -> None:
     columns = (
-        "method", "checkpointing", "micro-batch", "pack", "optimizer", "peak GiB", "needs GiB", "fits", "tokens/s", "minutes", "USD",
-    )  # fmt: skip
+        "method",
+        "ckpt",
+        "micro-batch",
+        "pack",
+        "optimizer",
+        "peak GiB",
+        "needs GiB",
+        "fits",
+        "tokens/s",
+        "time",
+        "USD",
+    )
     cells = []
-    for one in sorted(shown, key=lambda one: (one.setup.method, not one.fits, one.seconds or one.flops)):
-        setup = one.setup
-        pure = " pure" if setup.method == "full" and not setup.masters else ""
+    for one in sorted(listed, key=lambda one: (one.config.method, not one.fits, one.effort)):
+        config = one.config
+        pure = " pure" if config.method == "full" and not config.master_weights else ""
         cells.append(
             (
-                setup.method, "with" if setup.checkpointing else "without", setup.micro_batch, setup.pack_length,
-                f"{setup.optimizer}{pure}", round(one.peak_bytes / 1024**3, 1), round(one.needed_bytes / 1024**3, 1),
-                "yes" if one.fits else "no", None if one.tokens_per_second is None else round(one.tokens_per_second),
-                None if one.minutes is None else round(one.minutes, 1), one.usd,
+                config.method,
+                "with" if config.checkpointing else "without",
+                config.micro_batch,
+                config.pack_length,
+                f"{config.optimizer}{pure}",
+                round(one.peak_bytes / GIB, 1),
+                round(one.needed_bytes / GIB, 1),
+                "yes" if one.fits else "no",
+                None if one.tokens_per_second is None else round(one.tokens_per_second),
+                None if one.seconds is None else duration(one.seconds),
+                one.usd,
             )
-        )  # fmt: skip
-    print_table(columns, cells)
-    sample = " Compared on a sample of the rows." if any(one.layout.sampled for one in shown) else ""
-    click.echo(
-        f"needs: the peak and its margin, of {card.usable_bytes / 1024**3:.1f} GiB that {card.label} has to give.{sample}"
+        )
+    priced = len(columns) if any(row[-1] is not None for row in cells) else len(columns) - 1
+    print_table(columns[:priced], [row[:priced] for row in cells])
+    sample = " Compared on a sample of the rows." if any(one.layout.sampled for one in listed) else ""
+    print_paragraph(
+        f"needs: the peak and its margin, of the {card.usable_bytes / GIB:.1f} GiB usable on {card.label}.{sample}"
     )
 
 
-def _next(one: Forecast, model: str, data: str | None, dataset: str | None, selection: str | None) -> None:
-    """The training that this forecast is of."""
+def _print_next(one: Forecast, model: str, rows_from: dict[str, str | None]) -> None:
+    """The training that was forecast, as a command."""
     import shlex
 
-    setup = one.setup
+    config = one.config
     folder = model if Path(model).is_dir() else "FOLDER"
-    named = (("--data", data), ("--dataset", dataset), ("--selection", selection))
-    source = " ".join(f"{option} {shlex.quote(value)}" for option, value in named if value is not None)
-    checkpointing = "--checkpointing" if setup.checkpointing else "--no-checkpointing"
-    eight = " --optimizer adamw_8bit" if setup.optimizer == "adamw_8bit" else ""
-    pure = " --pure" if setup.method == "full" and not setup.masters else ""
+    source = "".join(f" --{name} {shlex.quote(value)}" for name, value in rows_from.items() if value is not None)
+    checkpointing = "--checkpointing" if config.checkpointing else "--no-checkpointing"
+    optimizer = " --optimizer adamw_8bit" if config.optimizer == "adamw_8bit" else ""
+    pure = " --pure" if config.method == "full" and not config.master_weights else ""
     note(
-        f"next: alpasift train --model {shlex.quote(folder)}{f' {source}' if source else ''} --method {setup.method} "
-        f"--micro-batch {setup.micro_batch} --pack-length {setup.pack_length} {checkpointing}{eight}{pure} -o runs/NAME"
+        f"next: alpasift train --model {shlex.quote(folder)}{source} --method {config.method} "
+        f"--micro-batch {config.micro_batch} --pack-length {config.pack_length} {checkpointing}{optimizer}{pure} "
+        "-o runs/NAME"
     )

@@ -1,0 +1,1 @@
+"""What can be asked: one file a task, found by its name. `batcher.engine.task` says what a task is."""

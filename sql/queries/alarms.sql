@@ -1,2 +1,2 @@
--- Alarms that no person has acknowledged yet; while there is one, nothing that costs money is sent. Parameters: none.
+-- Alarms that are not acknowledged yet; while one is open, nothing that costs money is sent. Parameters: none.
 select alarm_id, kind, usd, note, recorded_at from open_alarms order by alarm_id;

@@ -1,15 +1,17 @@
--- A stratified sample of the distinct rows of a dataset version that a grader has given a value: `keepers` of those at its
--- threshold or above and `others` of the rest, those whose draws, md5("calibrate SEED EXAMPLE_ID 1"), are the smallest; with the
--- reference's score where it is there, else its reason. With `referenced`, only of rows that have such a score. Parameters:
--- version_id, grader_id, rubric_id, by, threshold, reference_grader_id, reference_rubric_id, referenced, seed, keepers, others.
+-- Internal.
+-- A stratified sample of the distinct rows of a dataset version that a grader has given a value: `keepers` of those at
+-- its threshold or above and `others` of the rest, those whose draws, md5("calibrate SEED EXAMPLE_ID 1"), are the
+-- smallest; with the reference's score where there is one, else its reason. With `referenced`, only of rows that have
+-- such a score. Parameters: version_id, grader_id, rubric_id, by, threshold, reference_grader_id, reference_rubric_id,
+-- referenced, seed, keepers, others.
 with grades as materialized (  -- one pass over graded for both
-    select example_id, grader_id, rubric_id, score, expected, reason
+    select example_id, grader_id, rubric_id, score, expected_score, reason
     from graded
     where (grader_id = $grader_id::uuid and rubric_id = $rubric_id::uuid)
        or (grader_id = $reference_grader_id::uuid and rubric_id = $reference_rubric_id::uuid)
 ),
 cheap as (
-    select example_id, case when $by = 'expected' then expected else score::double end as value
+    select example_id, case when $by = 'expected_score' then expected_score else score::double end as value
     from grades
     where grader_id = $grader_id::uuid and rubric_id = $rubric_id::uuid
 ),

@@ -1,5 +1,5 @@
--- Calibrations, newest first, with the labels of grader and reference. Parameters: grader_id, rubric_id, scored, grader_name,
--- rubric_name (each null for any).
+-- Calibrations, newest first, with the labels of grader and reference. Parameters: grader_id, rubric_id, scored,
+-- grader_name, rubric_name (each null for any).
 select
     c.calibration_id::varchar as calibration_id, c.grader_id::varchar as grader_id, c.rubric_id::varchar as rubric_id,
     g.label as grader, b.label as rubric, c.scored, h.label as reference, s.label as reference_rubric,

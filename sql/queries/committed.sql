@@ -1,5 +1,6 @@
--- All that stands in the three accounts, by where it stands: what lines hold and leave unresolved, and what attempts have
--- spent. Parameters: none.
+-- Internal.
+-- All that stands in the three accounts, by where it stands: what lines hold and leave unresolved, and what attempts
+-- have spent. Parameters: none.
 with lines as (
     select a.run_id, l.attempt_id, l.key, l.held_usd as reserved_usd, l.unresolved_usd
     from line_money l
@@ -8,7 +9,8 @@ with lines as (
 ),
 totals as (
     select
-        run_id, attempt_id, sum(reserved_usd) as reserved_usd, sum(unresolved_usd) as unresolved_usd, sum(spent_usd) as spent_usd
+        run_id, attempt_id, sum(reserved_usd) as reserved_usd, sum(unresolved_usd) as unresolved_usd,
+        sum(spent_usd) as spent_usd
     from ledger
     group by run_id, attempt_id
 ),
@@ -26,5 +28,6 @@ select
     t.spent_usd::decimal(38, 15)
 from totals t
 left join named n on n.attempt_id = t.attempt_id and n.run_id is not distinct from t.run_id
-where t.spent_usd <> 0 or t.reserved_usd <> coalesce(n.reserved_usd, 0) or t.unresolved_usd <> coalesce(n.unresolved_usd, 0)
+where t.spent_usd <> 0 or t.reserved_usd <> coalesce(n.reserved_usd, 0)
+    or t.unresolved_usd <> coalesce(n.unresolved_usd, 0)
 order by attempt_id, key;

@@ -1,8 +1,9 @@
--- What was kept, against the pool it was kept from: rows, rows with an input, the median length of the output in characters
--- (the lower of two middle ones), rows about code (see example_traits), and rows of the 20 largest categories, the rest as
--- one. Shares are of the pool's and of the kept rows; keep_rate is kept / pool. Kept are the rows of a selection, or, with
--- selection_id null, the rows that a grader scored at threshold or above.
--- Parameters: version_id, selection_id, grader_id, rubric_id, threshold.
+-- Internal.
+-- What was kept, compared with the pool: rows, rows with an input, the median length of the output in
+-- characters (the lower of two middle ones), rows about code (see example_traits), and rows of the 20 largest
+-- categories, the rest as one. Shares are of the pool's and of the kept rows; keep_rate is kept / pool. Kept are the
+-- rows of a selection, or, with selection_id null, the rows that a grader scored at threshold or above. Parameters:
+-- version_id, selection_id, grader_id, rubric_id, threshold.
 with chosen as (
     select position from selection_rows where selection_id = $selection_id::uuid
     union all

@@ -1,3 +1,4 @@
+-- Internal.
 -- The distinct rows of a dataset version, each where it stands first. Parameters: version_id.
 select position, example_id::varchar as example_id
 from first_positions

@@ -1,16 +1,20 @@
--- Two graders' grades of the distinct rows of a dataset version, counted: one row for each pair of values, length of the
--- output in characters and reasons there are. value_a is A's score, or where by is expected its expected, cut to the thousandth; where one of the two
--- has no value, value_a, value_b and output_chars are null and the reasons say why (null for the one that has a value,
--- not_graded where nobody was asked). Parameters: version_id, grader_a, rubric_a, by, grader_b, rubric_b.
+-- Internal.
+-- Two graders' grades of the distinct rows of a dataset version, counted: one row for each pair of values, length of
+-- the output in characters and reasons there are. value_a is A's score or, with by = expected_score, its expected score
+-- cut to the thousandth. Where one of the two has no value, value_a, value_b and output_chars are null and the reasons
+-- say why (null for the one that has a value, not_graded where nobody has graded it).
+-- Parameters: version_id, grader_a, rubric_a, by, grader_b, rubric_b.
 with grades as materialized (  -- one pass over graded for both
-    select example_id, grader_id, rubric_id, score, expected, reason
+    select example_id, grader_id, rubric_id, score, expected_score, reason
     from graded
     where (grader_id = $grader_a::uuid and rubric_id = $rubric_a::uuid)
        or (grader_id = $grader_b::uuid and rubric_id = $rubric_b::uuid)
 ),
 a as (
-    select example_id, case when $by = 'expected' then floor(expected * 1000) / 1000 else score::double end as value,
-           case when score is not null then 'no_' || $by else reason end as reason
+    select
+        example_id,
+        case when $by = 'expected_score' then floor(expected_score * 1000) / 1000 else score::double end as value,
+        case when score is not null then 'no_expected' else reason end as reason
     from grades
     where grader_id = $grader_a::uuid and rubric_id = $rubric_a::uuid
 ),

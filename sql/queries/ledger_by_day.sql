@@ -1,2 +1,2 @@
--- Where the money went, by UTC day. Parameters: none.
+-- Cost by UTC day. Parameters: none.
 select * from money_by_day order by day;

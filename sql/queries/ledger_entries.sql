@@ -1,5 +1,5 @@
--- The movements of the ledger as they were booked, newest last; act_id is the settlement or reversal that made it, reverses
--- the entry that it takes back. Parameters: attempt (a beginning of its id), row_limit (100).
+-- The entries of the ledger, newest last; act_id is the settlement or reversal that made an entry, reverses the entry
+-- that it reverses. Parameters: attempt (a prefix of its id), row_limit (100).
 with newest as (
     select l.rowid as place, l.*, a.act_id, a.reverses
     from ledger l
@@ -9,7 +9,8 @@ with newest as (
     limit coalesce($row_limit::bigint, 100)
 )
 select
-    recorded_at, kind, reserved_usd, spent_usd, unresolved_usd, note, entry_id, act_id, reverses, run_id, attempt_id, key,
+    recorded_at, kind, reserved_usd, spent_usd, unresolved_usd, note, entry_id, act_id, reverses, run_id, attempt_id,
+    key,
     request_id
 from newest
 order by place;

@@ -1,2 +1,3 @@
--- The machine account: seconds that runs took here, and their dollars where ALPASIFT_USD_PER_HOUR was set. Parameters: none.
+-- The machine account: seconds of runs, and their cost where ALPASIFT_USD_PER_HOUR was set. Parameters:
+-- none.
 select seconds, usd, runs_without_rate from machine;

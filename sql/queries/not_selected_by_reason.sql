@@ -1,5 +1,6 @@
--- Which reasons the grader itself gave for rows that a selection did not take, the most first. Parameters: selection_id,
--- grader_id, rubric_id.
+-- Internal.
+-- Which reasons the grader itself gave for rows that a selection did not take, the most first. Parameters:
+-- selection_id, grader_id, rubric_id.
 select g.score, g.reason, count(*) as rows
 from selections s
 join dataset_rows r using (version_id)

@@ -1,3 +1,4 @@
+-- Internal.
 -- Every usable row of a dataset version: where it stands in its file, and its content's id. Parameters: version_id.
 select position, example_id::varchar as example_id
 from dataset_rows

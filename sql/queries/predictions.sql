@@ -1,5 +1,5 @@
--- What was predicted for the answers of each run, beside what it was, newest first. Tokens are those of one answer; a ratio
--- is actual / predicted. Parameters: grader, rubric, run_id (null for all).
+-- Predicted and actual figures of each run, newest first. Tokens are per answer; a ratio is actual /
+-- predicted. Parameters: grader, rubric, run_id (null for all).
 select
     started_at, command, dataset, grader, rubric, requests, answers, predicted_usd, usd, usd_ratio,
     predicted_input_tokens, input_tokens, input_ratio, predicted_output_tokens, output_tokens, output_ratio,

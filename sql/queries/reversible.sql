@@ -1,5 +1,7 @@
--- The entries that a name stands for, be it an entry's own or that of the settlement or reversal that made it: whether each
--- was taken back, and whether it belongs to the ledger that this one was forked from. Parameters: name (a beginning of an id).
+-- Internal.
+-- The entries that a name stands for, be it an entry's own or that of the settlement or reversal that made it: whether
+-- each was taken back, and whether it belongs to the ledger that this one was forked from. Parameters: name (a
+-- beginning of an id).
 with named as (
     select entry_id, entry_id as name from ledger where starts_with(entry_id::varchar, $name)
     union all

@@ -1,6 +1,7 @@
--- Some rows of a dataset version with their grade by one grader and rubric: reason is not_graded where there is no reply.
--- usages is what each answer says it took, as JSON; usd is what all asking about the row has cost, unresolved_usd what may
--- still come to it. Parameters: version_id, grader_id, rubric_id, positions (a list).
+-- Internal.
+-- Some rows of a dataset version with their grade by one grader and rubric: reason is not_graded where there is no
+-- reply. usages is the usage that each answer reported, as JSON; usd is what all questions about the row have cost,
+-- unresolved_usd what may still come to it. Parameters: version_id, grader_id, rubric_id, positions (a list).
 with wanted as (
     select position, example_id
     from dataset_rows
@@ -13,7 +14,7 @@ asking as (
     where s.task = 'grade' and s.grader_id = $grader_id::uuid and s.rubric_id = $rubric_id::uuid
       and q.example_id in (select example_id from wanted)
 ),
-said as (
+reported as (
     select a.example_id, list(p.usage order by p.recorded_at, p.request_id) as usages
     from replies p
     join asking a using (key)
@@ -34,6 +35,6 @@ select
     coalesce(s.usages, []) as usages
 from wanted w
 left join graded g on g.example_id = w.example_id and g.grader_id = $grader_id::uuid and g.rubric_id = $rubric_id::uuid
-left join said s on s.example_id = w.example_id
+left join reported s on s.example_id = w.example_id
 left join owed o on o.example_id = w.example_id
 order by w.position;

@@ -1,3 +1,4 @@
+-- Internal.
 -- The distinct rows of a dataset version that a grader scored from low to high by a rubric, in order.
 -- Parameters: version_id, grader_id, rubric_id, low, high.
 select f.position, g.score

@@ -1,6 +1,6 @@
--- Scores by category: rows the grader was asked about, those with a score, those kept at the threshold (score >= threshold)
--- and their share of the rows, largest category first. Parameters: dataset, grader, rubric (labels, null for all), threshold
--- (null for the rubric's own).
+-- Scores by category: graded rows, those with a score, those kept at the threshold (score >=
+-- threshold) and their share of the rows, largest category first. Parameters: dataset, grader, rubric (labels, null
+-- for all), threshold (null for the rubric's own), hidden (true: include hidden rubrics).
 select
     d.label as dataset, g.grader, g.rubric,
     coalesce(r.category, '(none)') as category,
@@ -15,6 +15,6 @@ join graded g using (example_id)
 join rubric_labels b using (rubric_id)
 where ($dataset is null or d.label = $dataset)
   and ($grader is null or g.grader = $grader)
-  and ($rubric is null or g.rubric = $rubric)
+  and (g.rubric = $rubric or ($rubric is null and (not b.hidden or coalesce($hidden::boolean, false))))
 group by d.label, g.grader, g.rubric, coalesce(r.category, '(none)')
 order by dataset, grader, rubric, rows desc, category;

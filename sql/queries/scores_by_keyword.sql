@@ -1,7 +1,8 @@
--- Scores by coding keyword (AlpaGasus's set; the counting rule is in example_traits): one row a keyword, then `code`, the
--- rows with at least one of them, and `other`, the rows with none. A row with two keywords stands under both; code + other
--- is every row asked about. kept is score >= threshold, keep_rate its share of the rows.
--- Parameters: dataset, grader, rubric (labels, null for all), threshold (null for the rubric's own).
+-- Scores by coding keyword (AlpaGasus's set; the counting rule is in example_traits): one row per keyword, then `code`,
+-- the rows with at least one of them, and `other`, the rows with none. A row with two keywords counts under both; code
+-- + other is every graded row. kept is score >= threshold, keep_rate its share of the rows. Parameters: dataset,
+-- grader, rubric (labels, null for all), threshold (null for the rubric's own), hidden (true: include hidden
+-- rubrics).
 with asked as (
     select
         d.label as dataset, g.grader, g.rubric, g.score,
@@ -14,7 +15,7 @@ with asked as (
     join example_traits t using (example_id)
     where ($dataset is null or d.label = $dataset)
       and ($grader is null or g.grader = $grader)
-      and ($rubric is null or g.rubric = $rubric)
+      and (g.rubric = $rubric or ($rubric is null and (not b.hidden or coalesce($hidden::boolean, false))))
 ),
 placed as (
     select 1 as line, 'Java' as keyword, dataset, grader, rubric, score, kept from asked where java

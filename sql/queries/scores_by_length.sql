@@ -1,6 +1,7 @@
--- Scores by length of the output: four buckets by the quartiles of its characters among the rows asked about, shortest
--- first. Equal lengths share a bucket, so buckets need not be equally large. kept is score >= threshold, keep_rate its share
--- of the rows. Parameters: dataset, grader, rubric (labels, null for all), threshold (null for the rubric's own).
+-- Scores by length of the output: four buckets by the quartiles of its characters among the graded rows, shortest
+-- first. Equal lengths share a bucket, so buckets need not be equally large. kept is score >= threshold, keep_rate its
+-- share of the rows. Parameters: dataset, grader, rubric (labels, null for all), threshold (null for the rubric's
+-- own), hidden (true: include hidden rubrics).
 with asked as (
     select
         d.label as dataset, g.grader, g.rubric, g.score, t.output_chars,
@@ -12,7 +13,7 @@ with asked as (
     join (select example_id, output_chars from example_traits) t using (example_id)
     where ($dataset is null or d.label = $dataset)
       and ($grader is null or g.grader = $grader)
-      and ($rubric is null or g.rubric = $rubric)
+      and (g.rubric = $rubric or ($rubric is null and (not b.hidden or coalesce($hidden::boolean, false))))
 ),
 bounds as (
     select dataset, grader, rubric, quantile_disc(output_chars, [0.25, 0.5, 0.75]) as quartiles

@@ -1,4 +1,5 @@
--- Loss, rate and speed of one training, by step. Parameters: folder (as `trainings` has it; the newest training if null).
+-- Loss, rate and speed of one training, by step. Parameters: folder (as `trainings` has it; the newest training if
+-- null).
 select c.step, c.epoch, c.loss, c.learning_rate, c.grad_norm, c.examples, c.tokens, c.tokens_per_second, c.peak_bytes
 from training_curve c
 join training_list t using (training_id)

@@ -1,4 +1,4 @@
--- What was sent and never seen, one row an attempt, oldest first: a person settles it with `alpasift ledger settle`.
+-- Requests sent without a result, one row per attempt, oldest first; settle them with `alpasift ledger settle`.
 -- Parameters: none.
 select attempt_id, run_id, batch_id, backend, model, open, lines, unresolved_usd, since, why
 from unresolved_attempts

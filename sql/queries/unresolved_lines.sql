@@ -1,3 +1,4 @@
+-- Internal.
 -- The lines of some attempts that have unresolved dollars. Parameters: attempts (texts).
 select run_id, attempt_id, key, sum(unresolved_usd)::decimal(38, 15) as unresolved_usd
 from ledger

@@ -1,5 +1,6 @@
--- What may explain that a provider counts more than our replies do, one row an attempt: its unresolved dollars, and those
--- that were booked without a reply: settled by a person, or charged as a whole. Parameters: none.
+-- Internal.
+-- What may explain that a provider counts more than our replies do, one row per attempt: its unresolved dollars, and
+-- those that were booked without a reply: settled by a person, or charged as a whole. Parameters: none.
 select
     l.attempt_id, l.run_id, a.opened_at::date as day, a.model, a.by_batch as batch,
     sum(l.unresolved_usd)::decimal(38, 15) as unresolved_usd,

@@ -1,5 +1,5 @@
--- What replies say they used and what was charged for it, by UTC day, model and whether it went by batch; without what
--- was booked without a reply, and without what belongs to the ledger that this one was forked from. Parameters: none.
+-- Usage and cost by UTC day, model and batch or single call, as the replies report; without entries booked without a reply and
+-- without those of the ledger that this one was forked from. Parameters: none.
 select
     counted_at::date as day, model, by_batch as batch,
     sum(answers)::bigint as requests,

@@ -1,10 +1,11 @@
--- One row: the machine account, apart from API dollars: hours that runs and trainings took, and their dollars where a rate
--- was known. A training that has no end yet, or was killed, counts up to its last step.
+-- One row: the machine account, separate from API dollars: hours of runs and trainings, and their cost where a rate
+-- was known. A training without an end counts up to its last step.
 create or replace view machine as
 with took as (
     select seconds, usd_per_hour from run_ends
     union all
-    select coalesce(e.seconds, (select max(s.seconds) from training_steps s where s.part_id = p.part_id)), p.usd_per_hour
+    select coalesce(e.seconds, (select max(s.seconds) from training_steps s where s.part_id = p.part_id)),
+        p.usd_per_hour
     from training_parts p
     left join training_part_ends e using (part_id)
 )

@@ -1,8 +1,10 @@
--- One row a line of an attempt that may cost money: its ceiling, what of it is still held, what is unresolved and what
+-- Internal.
+-- One row per line of an attempt that may cost money: its ceiling, what of it is still held, what is unresolved and what
 -- was spent. Lines that can cost nothing are not here.
 create or replace view line_money as
 with moved as (
-    select attempt_id, key, sum(reserved_usd) as reserved_usd, sum(unresolved_usd) as unresolved_usd, sum(spent_usd) as spent_usd
+    select attempt_id, key, sum(reserved_usd) as reserved_usd, sum(unresolved_usd) as unresolved_usd,
+        sum(spent_usd) as spent_usd
     from ledger
     where key is not null
     group by attempt_id, key

@@ -1,4 +1,4 @@
--- One row an alarm that no person has acknowledged since: while there is one, nothing that costs money is sent.
+-- One row per alarm that is not acknowledged yet: while one is open, nothing that costs money is sent.
 create or replace view open_alarms as
 select alarm_id, kind, attempt_id, usd, note, recorded_at
 from alarms

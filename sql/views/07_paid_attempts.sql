@@ -1,6 +1,7 @@
--- One row an attempt that may cost money: its batch ('' when it went call by call or was never created), its model (as the
--- replies name it, else as it was asked for, without the date of a snapshot), whether it went by batch, and whether it
--- was sent before this database was forked from another and so belongs to that one (inherited).
+-- Internal.
+-- One row per attempt that may cost money: its batch ('' when it went call by call or was never created), its model (as
+-- the replies name it, else as it was asked for, without the date of a snapshot), whether it went by batch, and
+-- whether it was sent before this database was forked from another and so belongs to that one (inherited).
 create or replace view paid_attempts as
 with present as (
     select arg_max(ledger_id, number) as ledger_id from ledger_homes
@@ -18,12 +19,16 @@ steps as (
     select
         attempt_id,
         bool_or(state = 'closed') as closed,
-        coalesce(arg_max(facts::json ->> 'batch_id', step) filter (where facts::json ->> 'batch_id' is not null), '') as batch_id
-    from attempt_steps
+        coalesce(arg_max(f ->> 'batch_id', step) filter (where f ->> 'batch_id' is not null), '')
+            as batch_id
+    from (select *, try_cast(facts as json) as f from attempt_steps)
     group by attempt_id
 ),
 answering as (
-    select attempt_id, mode(model) as model from replies where attempt_id in (select attempt_id from paid) group by attempt_id
+    select attempt_id, mode(model) as model
+    from replies
+    where attempt_id in (select attempt_id from paid)
+    group by attempt_id
 )
 select
     p.attempt_id,
@@ -35,16 +40,17 @@ select
     p.opened_at,
     coalesce(s.closed, false) as closed,
     coalesce(s.batch_id, '') as batch_id,
-    regexp_replace(coalesce(a.model, p.facts::json ->> 'model', ''), '-\d{4}-\d{2}-\d{2}$', '') as model,
-    coalesce((p.facts::json ->> 'outlives')::boolean, false) as by_batch,
+    regexp_replace(coalesce(a.model, try_cast(p.facts as json) ->> 'model', ''), '-\d{4}-\d{2}-\d{2}$', '') as model,
+    coalesce((try_cast(p.facts as json) ->> 'outlives')::boolean, false) as by_batch,
     coalesce(p.opened_at <= f.forked_at, false) as inherited
 from paid p
 cross join forked f
 left join steps s using (attempt_id)
 left join answering a using (attempt_id);
 
--- One row a reply of an attempt that may cost money: the tokens of its usage. They are null where the usage does not hold
--- together and was not believed.
+-- Internal.
+-- One row per reply of an attempt that may cost money: the tokens of its usage. They are null where the usage does not
+-- hold together and was not believed.
 create or replace view reply_tokens as
 with found as (
     select p.*, a.model as attempt_model, try_cast(p.usage as json) as u
@@ -55,7 +61,9 @@ counted as (
     select
         *,
         case when json_type(u -> '$.prompt_tokens') = 'UBIGINT' then (u ->> '$.prompt_tokens')::hugeint end as prompt,
-        case when json_type(u -> '$.completion_tokens') = 'UBIGINT' then (u ->> '$.completion_tokens')::hugeint end as completion,
+        case when json_type(u -> '$.completion_tokens') = 'UBIGINT'
+            then (u ->> '$.completion_tokens')::hugeint
+        end as completion,
         coalesce(json_type(u -> '$.prompt_tokens_details'), 'NULL') in ('NULL', 'OBJECT') as detailed,
         case coalesce(json_type(u -> '$.prompt_tokens_details.cached_tokens'), 'NULL')
             when 'NULL' then 0

@@ -1,5 +1,6 @@
--- One row a UTC day: questions sent and what of them is still reserved or unresolved, on the day they were sent; replies,
--- tokens and dollars spent on the day they were booked. A day on which the database was forked takes off what it left.
+-- One row per UTC day: requests sent and their reserved or unresolved dollars, on the day they were sent;
+-- replies, tokens and dollars spent on the day they were booked. A fork of the database subtracts what stayed with the
+-- original.
 create or replace view money_by_day as
 select
     counted_at::date as day,
@@ -16,8 +17,8 @@ select
 from account_lines
 group by day;
 
--- One row a run that may have cost money, with what it graded. What a fork left with the original is a row of its own,
--- without a run, whose command is (forked).
+-- One row per run that may have cost money, with its task, dataset, grader and rubric. What a fork left with the original is a separate
+-- row without a run; its command is (forked).
 create or replace view money_by_run as
 with sums as (
     select
@@ -39,19 +40,20 @@ with sums as (
 select
     m.run_id,
     case when m.by_fork then '(forked)' else coalesce(r.command, '') end as command,
+    s.task,
     d.label as dataset,
     g.label as grader,
     b.label as rubric,
     m.* exclude (run_id, by_fork)
 from sums m
 left join runs r using (run_id)
-left join datasets d using (version_id)
+left join dataset_labels d using (version_id)
 left join setups s using (setup_id)
 left join grader_labels g on g.grader_id = s.grader_id
 left join rubric_labels b on b.rubric_id = s.rubric_id;
 
--- One row a model, without the date of its snapshot; '' where neither a reply nor the attempt names one. What a fork left
--- with the original is a row of its own, (forked).
+-- One row per model, without the date of its snapshot; '' if unknown. What a fork left with the original is a separate
+-- row, (forked).
 create or replace view money_by_model as
 select
     case when by_fork then '(forked)' else model end as model,
@@ -68,8 +70,8 @@ select
 from account_lines
 group by 1;
 
--- One row an attempt that went by batch, with the batch it became ('' before the provider named one), and a row without
--- an attempt for all that went call by call. What a fork left with the original is a row of its own, (forked).
+-- One row per batch attempt, with its batch id ('' before the provider assigned one), and one row without an attempt for all
+-- single calls. What a fork left with the original is a separate row, (forked).
 create or replace view money_by_batch as
 select
     case when by_fork then '(forked)' else batch_id end as batch_id,

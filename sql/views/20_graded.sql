@@ -1,12 +1,12 @@
--- One row an example x grader x rubric: the grade that counts. score is the newest that could be read, or the mean of the
--- samples asked together with it, of which samples tells the number and spread the standard deviation; it is null where there
--- is none, and reason says why. expected is the newest mean score under the model's own probabilities, explanation what was
--- said beside the score, or the newest that was said at all. usd is what all asking about it has cost.
+-- One row per example, grader and rubric: the grade that counts. score is the newest parsed score, or the mean of several samples
+-- (samples is their number, spread their standard deviation); it is null where there is none, with the cause in reason. expected_score is the newest mean score under the model's probabilities, explanation the text beside the score, or the newest text. usd is the cost of all replies.
+-- Rows that audits changed are examples too; graded_rows leaves them out.
 create or replace view graded as
 with answers as (
     select
-        q.example_id, s.grader_id, s.rubric_id, q.setup_id, q.sample, p.outcome, p.attempt_id, p.request_id, p.model, p.text, p.recorded_at,
-        d.reading.score as score, d.reading.expected as expected,
+        q.example_id, s.grader_id, s.rubric_id, q.setup_id, q.sample, p.outcome, p.attempt_id, p.request_id, p.model,
+        p.text, p.recorded_at,
+        d.reading.score as score, d.reading.expected_score as expected_score,
         d.reading.reason as reason, d.reading.explanation as explanation
     from replies p
     join questions q using (key)
@@ -14,13 +14,16 @@ with answers as (
     left join latest_readings d using (attempt_id, key, request_id)
     where s.task = 'grade'
 ),
-by_sample as (  -- of each question the newest reply that could be read, else the newest; who graded stands in each step, so that a filter reaches the first
+-- of each question the newest reply that could be read, else the newest; who graded stands in each step, so that a
+-- filter reaches the first
+by_sample as (
     select
         example_id, grader_id, rubric_id, setup_id, sample, count(*) as replies,
         arg_max(
-            {'score': score, 'expected': expected, 'reason': reason, 'explanation': explanation,
+            {'score': score, 'expected_score': expected_score, 'reason': reason, 'explanation': explanation,
              'model': model, 'text': text, 'recorded_at': recorded_at},
-            {'readable': score is not null, 'recorded_at': recorded_at, 'attempt_id': attempt_id, 'request_id': request_id}
+            {'readable': score is not null, 'recorded_at': recorded_at, 'attempt_id': attempt_id,
+             'request_id': request_id}
         ) as answer
     from answers
     group by example_id, grader_id, rubric_id, setup_id, sample
@@ -32,7 +35,7 @@ by_setup as (
         avg(b.answer.score) as score,
         count(b.answer.score) as samples,
         stddev_samp(b.answer.score) as spread,
-        avg(b.answer.expected) as expected,
+        avg(b.answer.expected_score) as expected_score,
         max(b.answer.recorded_at) as recorded_at,
         arg_max(b.answer, {'readable': b.answer.score is not null, 'sample': -b.sample}) as answer
     from by_sample b
@@ -43,12 +46,14 @@ counting as (
         example_id, grader_id, rubric_id,
         sum(replies)::bigint as replies,
         arg_max(
-            {'score': score, 'samples': samples, 'spread': spread, 'reason': answer.reason, 'explanation': answer.explanation,
+            {'score': score, 'samples': samples, 'spread': spread, 'reason': answer.reason,
+             'explanation': answer.explanation,
              'model': answer.model, 'text': answer.text, 'recorded_at': recorded_at},
             {'readable': score is not null, 'recorded_at': recorded_at, 'setup_id': setup_id}
         ) as answer,
-        arg_max(expected, recorded_at) filter (where expected is not null) as expected,
-        arg_max(answer.explanation, recorded_at) filter (where answer.explanation is not null and score is not null) as explanation
+        arg_max(expected_score, recorded_at) filter (where expected_score is not null) as expected_score,
+        arg_max(answer.explanation, recorded_at)
+            filter (where answer.explanation is not null and score is not null) as explanation
     from by_setup
     group by example_id, grader_id, rubric_id
 ),
@@ -64,7 +69,7 @@ select
     g.label as grader,
     r.label as rubric,
     c.answer.score::decimal(9, 3) as score,
-    c.expected as expected,
+    c.expected_score as expected_score,
     case
         when c.answer.score is null then coalesce(c.answer.reason, 'not_read')
         else c.answer.reason

@@ -1,5 +1,5 @@
--- One row a dataset x grader x rubric x score x reason: how many rows. Rows the grader has not been asked about stand
--- there with the reason not_graded.
+-- One row per dataset, grader, rubric, score and reason: the number of rows. Rows that the grader has not graded
+-- have the reason not_graded.
 create or replace view score_counts as
 with counted as (
     select r.version_id, g.grader_id, g.rubric_id, g.score, g.reason, count(*) as rows
@@ -14,5 +14,5 @@ select version_id, grader_id, rubric_id, score, reason, rows::bigint as rows fro
 union all by name
 select a.version_id, a.grader_id, a.rubric_id, null as score, 'not_graded' as reason, (d.rows - a.rows)::bigint as rows
 from asked a
-join datasets d using (version_id)
+join dataset_labels d using (version_id)
 where d.rows > a.rows;

@@ -1,17 +1,16 @@
--- One row a dataset x grader x rubric that has graded it: distinct examples asked about and scored, the mean and the median
--- score, the mean expected score, how many reach the rubric's threshold and which share of those asked about, and what all
--- asking about them has cost. Several graders stand below each other.
+-- One row per dataset, grader and rubric: distinct examples graded and scored, mean and median score, mean expected score, how
+-- many reach the rubric's threshold and their share, and the cost of all replies.
 create or replace view gradings as
 with asked as (
     select distinct version_id, example_id from dataset_rows
 )
 select
     d.label as dataset, g.grader, g.rubric,
-    count(*) as asked,
+    count(*) as graded,
     count(g.score) as scored,
     avg(g.score) as mean_score,
     median(g.score) as median_score,
-    avg(g.expected) as mean_expected,
+    avg(g.expected_score) as mean_expected_score,
     b.threshold,
     count(*) filter (where g.score >= b.threshold) as kept,
     count(*) filter (where g.score >= b.threshold) / count(*) as kept_share,

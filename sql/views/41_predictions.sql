@@ -1,10 +1,15 @@
--- One row a reply that answered and says what it took: its tokens, and what it was charged.
-create or replace view answer_costs as
+-- Internal.
+-- One row per reply with a known usage: its tokens and cost.
+create or replace view charged_answers as
 with counted as (
     select
         p.attempt_id, p.key, p.request_id,
-        case when json_type(p.usage, '$.prompt_tokens') = 'UBIGINT' then json_extract(p.usage, '$.prompt_tokens')::ubigint end as input_tokens,
-        case when json_type(p.usage, '$.completion_tokens') = 'UBIGINT' then json_extract(p.usage, '$.completion_tokens')::ubigint end as output_tokens,
+        case when json_type(try_cast(p.usage as json), '$.prompt_tokens') = 'UBIGINT'
+            then json_extract(try_cast(p.usage as json), '$.prompt_tokens')::ubigint
+        end as input_tokens,
+        case when json_type(try_cast(p.usage as json), '$.completion_tokens') = 'UBIGINT'
+            then json_extract(try_cast(p.usage as json), '$.completion_tokens')::ubigint
+        end as output_tokens,
         p.recorded_at
     from replies p
     where p.outcome = 'answered' and p.usage is not null
@@ -16,16 +21,29 @@ charged as (
     group by attempt_id, key, request_id
 )
 select
-    a.run_id, c.attempt_id, c.key, c.request_id, c.input_tokens::bigint as input_tokens, c.output_tokens::bigint as output_tokens,
+    a.run_id, c.attempt_id, c.key, c.request_id, c.input_tokens::bigint as input_tokens,
+    c.output_tokens::bigint as output_tokens,
     coalesce(m.usd, 0)::decimal(38, 15) as usd, c.recorded_at
 from counted c
 join attempts a using (attempt_id)
 left join charged m using (attempt_id, key, request_id)
 where c.input_tokens <= 1000000000000 and c.output_tokens <= 1000000000000;
 
--- One row a run that began with an estimate and has answers: what was predicted for as many questions as were answered, and
--- what it was. Tokens are those of one answer. A ratio is actual / predicted, null where nothing was predicted. The estimate
--- is the grader's own, never a corrected one. seconds lasts to the last answer, should a later command have collected it.
+-- One row per reply with a known usage: its task, grader and rubric, the model that the reply names, its tokens and
+-- cost.
+create or replace view answer_costs as
+select
+    s.task, g.label as grader, b.label as rubric, p.model, c.input_tokens, c.output_tokens, c.usd, c.recorded_at,
+    c.run_id, c.attempt_id, c.key, c.request_id
+from charged_answers c
+join replies p using (attempt_id, key, request_id)
+join questions q using (key)
+join setups s using (setup_id)
+left join grader_labels g using (grader_id)
+left join rubric_labels b using (rubric_id);
+
+-- One row per run with an estimate and answers: predicted and actual figures of the answered requests. Tokens are per answer.
+-- A ratio is actual / predicted, null where nothing was predicted. The estimate is the grader's own, without correction by past runs. seconds runs to the last answer, even if a later command collected it.
 create or replace view predictions as
 with planned as (
     select
@@ -36,7 +54,7 @@ with planned as (
         json_extract_string(facts, '$.estimate.input_tokens')::double as input_tokens,
         json_extract_string(facts, '$.estimate.output_tokens')::double as output_tokens,
         json_extract_string(facts, '$.estimate.seconds')::double as seconds
-    from runs
+    from (select * replace (try_cast(facts as json) as facts) from runs)
     where json_type(facts, '$.estimate') = 'OBJECT'
 ),
 taken as (
@@ -49,11 +67,11 @@ taken as (
         avg(input_tokens) as input_tokens,
         avg(output_tokens) as output_tokens,
         max(recorded_at) as last_at
-    from answer_costs
+    from charged_answers
     group by run_id
 )
 select
-    p.run_id, p.started_at, p.command, d.label as dataset, g.label as grader, b.label as rubric, p.by,
+    p.run_id, p.started_at, p.command, s.task, d.label as dataset, g.label as grader, b.label as rubric, p.by,
     p.requests, t.answers,
     (p.usd * t.answers / p.requests)::decimal(38, 15) as predicted_usd,
     t.usd::decimal(38, 15) as usd,
@@ -71,7 +89,7 @@ select
 from planned p
 join taken t using (run_id)
 left join run_ends e using (run_id)
-left join datasets d using (version_id)
+left join dataset_labels d using (version_id)
 left join setups s using (setup_id)
 left join grader_labels g using (grader_id)
 left join rubric_labels b using (rubric_id)

@@ -1,4 +1,5 @@
--- One row an optimizer step of a training that is in its model: where a part went back to a checkpoint, as it was done last.
+-- One row per optimizer step of a training: steps repeated after a checkpoint are shown once, as done
+-- last.
 create or replace view training_curve as
 select
     p.training_id, s.step, s.epoch, s.loss, s.learning_rate, s.grad_norm, s.examples, s.tokens, s.tokens_per_second,

@@ -1,9 +1,10 @@
--- One row a training: what it trained, how far it came, what it took on the machine account.
+-- One row per training: what it trained, its progress, and its machine time and cost.
 create or replace view training_list as
 with parts as (
     select
-        p.training_id, count(*) as parts, arg_max(coalesce(e.outcome, 'running or died'), p.started_at) as outcome,
-        arg_max_null(e.message, p.started_at) as message, arg_max(p.device, p.started_at) as device, min(p.started_at) as started_at,
+        p.training_id, count(*) as parts, arg_max(coalesce(e.outcome, 'running or crashed'), p.started_at) as outcome,
+        arg_max_null(e.message, p.started_at) as message, arg_max(p.device, p.started_at) as device,
+        min(p.started_at) as started_at,
         sum(coalesce(e.seconds, t.seconds)) as seconds,
         sum(coalesce(e.seconds, t.seconds) / 3600 * p.usd_per_hour::double) as machine_usd
     from training_parts p
@@ -18,7 +19,8 @@ with parts as (
     group by training_id
 )
 select
-    t.training_id, t.folder, t.base, t.recipe, t.method, p.outcome, c.step, (t.facts::json ->> 'steps')::integer as steps,
+    t.training_id, t.folder, t.base, t.recipe, t.method, p.outcome, c.step,
+    (t.facts::json ->> 'steps')::integer as steps,
     c.loss, c.tokens_per_second, c.peak_bytes, p.seconds, p.machine_usd, p.parts, p.device, p.message, p.started_at,
     t.version_id, t.selection_id
 from trainings t

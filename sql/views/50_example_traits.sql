@@ -1,8 +1,9 @@
--- One row an example: what its text is like. output_chars counts characters; with_input is true when the input holds more
--- than white space. java, cpp, csharp and python follow AlpaGasus's keywords (section 6: Java, java, C++, c++, C#, c#,
--- Python, python), looked for in instruction, input and output with this counting rule: the keyword as a word, so that
--- JavaScript, python3 and cPython do not count, while C++11 and C#8 do (only letters, digits and _ before them rule them
--- out). code is true when at least one of the four is there: a row counts once, however many keywords it holds.
+-- One row per example: properties of its text. output_chars counts characters; with_input is true when the input holds
+-- more than white space. java, cpp, csharp and python follow AlpaGasus's keywords (section 6: Java, java, C++, c++,
+-- C#, c#, Python, python), looked for in instruction, input and output with this counting rule: the keyword as a word,
+-- so that JavaScript, python3 and cPython do not count, while C++11 and C#8 do (only letters, digits and _ before them
+-- rule them out). code is true when at least one of the four is there: a row counts once, however many keywords it
+-- holds.
 create or replace view example_traits as
 with texts as (
     select example_id, input, output, concat_ws(chr(10), instruction, input, output) as text

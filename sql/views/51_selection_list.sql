@@ -1,5 +1,6 @@
--- One row a selection, with the label a person uses (NAME for version 1, NAME@2 from then on) and what made it. kept_share
--- is its part of the dataset version it was chosen from; fingerprint is equal where the same rows were kept.
+-- One row per selection, with its label on the command line (NAME for version 1, NAME@2 for the next) and its condition.
+-- kept_share is relative to the dataset version; equal fingerprints mean that the same rows were
+-- kept.
 create or replace view selection_list as
 select
     s.selection_id, s.name, s.version,

@@ -1,7 +1,7 @@
 """Runs `alpasift` again and again, each in a process of its own, forked from one that has imported everything already.
 
-Such a process is like any other: its own pid, environment, working folder and output, and it dies alone. Only the second
-of imports is saved. A JSON line on stdin asks for a run, one on stdout tells its pid, another how it ended.
+Such a process is like any other: its own pid, environment, working folder and output, and it dies alone. Only the
+second of imports is saved. A JSON line on stdin asks for a run, one on stdout has its pid, another its exit code.
 """
 
 from __future__ import annotations
@@ -14,18 +14,39 @@ from pathlib import Path
 from typing import Any
 
 NEEDED = (
-    "batcher.batches", "batcher.cli.batches", "batcher.cli.choose", "batcher.cli.grade", "batcher.cli.look",
-    "batcher.cli.money", "batcher.datasets", "batcher.engine", "batcher.plan", "batcher.select", "batcher.tasks.grade",
-    "genai_prices.data", "graders.openai_batch", "h11", "httpcore2", "httpx2", "jiter", "openai",
-    "openai.lib.streaming.chat", "openai.resources.batches", "openai.resources.chat.completions", "openai.resources.files",
-    "pyarrow.parquet", "splintr", "truststore",
-)  # fmt: skip
+    "alpasift.batcher.engine.collect",
+    "alpasift.batcher.engine.manual",
+    "alpasift.batcher.cli.batches",
+    "alpasift.batcher.cli.select",
+    "alpasift.batcher.cli.grade",
+    "alpasift.batcher.cli.status",
+    "alpasift.batcher.cli.ledger",
+    "alpasift.batcher.data.importing",
+    "alpasift.batcher.engine.run",
+    "alpasift.batcher.planning.choice",
+    "alpasift.batcher.grading.select",
+    "alpasift.batcher.tasks.grade",
+    "genai_prices.data",
+    "alpasift.graders.openai_batch",
+    "h11",
+    "httpcore2",
+    "httpx2",
+    "jiter",
+    "openai",
+    "openai.lib.streaming.chat",
+    "openai.resources.batches",
+    "openai.resources.chat.completions",
+    "openai.resources.files",
+    "pyarrow.parquet",
+    "splintr",
+    "truststore",
+)
 
 
 def main() -> None:
     for name in NEEDED:
         import_module(name)
-    import_module("graders.tokens").count("a vocabulary is read once", "gpt-4o-mini", "127.0.0.1")
+    import_module("alpasift.graders.api.tokens").count("a vocabulary is read once", "gpt-4o-mini", "127.0.0.1")
     for line in sys.stdin:
         wanted = json.loads(line)
         threads = len(list(Path("/proc/self/task").iterdir()))
@@ -56,7 +77,7 @@ def run(wanted: dict[str, Any]) -> None:
             (2, wanted["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
         ):
             os.dup2(os.open(path, flags, 0o600), number)
-        from batcher.cli import run as alpasift
+        from alpasift.batcher.cli import run as alpasift
 
         code = alpasift(wanted["arguments"])
         sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Run a task: render prompts, have a backend answer them under a budget, store every reply, read the replies."""

@@ -1,0 +1,1 @@
+"""From grades to decisions: agreement, calibration, selection."""

@@ -1,0 +1,1 @@
+"""What the backends share that run a model on this machine."""

@@ -1,0 +1,1 @@
+"""No connection but to this machine."""

@@ -1,0 +1,1 @@
+"""Rubrics, and how a reply is read."""

@@ -1,0 +1,202 @@
+-- The meaning of each column of the public views, one per line. A name means the same in every view; VIEW.NAME gives the
+-- meaning in one view.
+
+-- alarm_id: number of the alarm, from 1
+-- answer_format: what an answer holds: score, explain, json or expected_score
+-- answer_usd: mean US dollars of an answer
+-- answer_usd_sd: standard deviation of the US dollars of an answer
+-- answers: replies that answered and report their usage
+-- attempt_id: id of the batch, call or block of rows that was sent
+-- audit: label of the audit's own dataset version: audit:DATASET-ROWS-SEED
+-- audit_id: id of the audit, and version_id of its rows
+-- audit_list.rows: how many rows were to be taken
+-- backend: kind of grader: openai_batch, llama_cpp, ...
+-- base: the model that was trained
+-- batch_id: the provider's id of the batch; empty before it has one, and for single calls
+-- batches.message: message of the provider, or why it was closed
+-- budget_usd: the cap of this database in US dollars; null while none is set
+-- by: where the estimate comes from
+-- by_batch: whether it was sent in a batch
+-- by_selector: whether the selection was made by this grader and rubric
+-- cached_tokens: input tokens that the provider had cached
+-- category: the category that the file gives the row; null where it gives none
+-- ceiling_usd: the most that it may cost, in US dollars
+-- changed_chars: characters of the changed output
+-- changed_id: example_id of the row as the audit changed it
+-- changed_output: the output as the audit changed it
+-- changed_score: score of the row as the audit changed it
+-- chosen: the answer that was chosen
+-- chosen_id: example_id of the row with the chosen answer
+-- chosen_position: position of the chosen answer's row, from 0
+-- closed: whether it has ended and is settled
+-- code: whether one of the four programming languages is named
+-- command: the command that started it
+-- completed: rows completed, as the provider reports
+-- condition: the condition a row had to meet
+-- commonest_rows: rows that have the commonest score
+-- commonest_score: the score that most rows have
+-- commonest_share: commonest_rows / scored, from 0 to 1
+-- content: the whole text, as JSON
+-- cpp: whether C++ is named
+-- created_at: when it was made (UTC)
+-- csharp: whether C# is named
+-- dataset: label of the dataset version: NAME, NAME@2, ...
+-- datasets.dataset: name of the dataset, without a version
+-- datasets.rows: usable rows, duplicates included
+-- day: the UTC day
+-- degenerate: whether the scores hardly tell the rows apart
+-- device: the device it ran on
+-- duplicates: rows whose content occurs earlier in the same file
+-- distinct_scores: how many different scores were given
+-- entropy_bits: Shannon entropy of the scores in bits; 0 where all are the same
+-- epoch: pass over the data, from 0
+-- error: the server's error message
+-- example_id: id of the row's content: system, turns, instruction, input and output
+-- examples: rows in the step
+-- expected_score: mean score under the model's own probabilities; null where it gives none
+-- expects: lower: the changed output must score lower; not_higher: it must not score higher
+-- expires_at: when the batch expires at the provider (UTC)
+-- explanation: the text beside the score
+-- facts: further details, as JSON
+-- failed: rows that failed, as the provider reports
+-- fingerprint: settings that identify it among others of its name, as JSON
+-- finish_reason: why the answer ended: stop, length, ...
+-- first_at: time of the first entry (UTC)
+-- first_seen: when it was first used (UTC)
+-- folder: the folder of the training
+-- free_usd: US dollars that may still be reserved; null while no budget is set
+-- grad_norm: norm of the gradient
+-- graded: distinct rows that have a reply
+-- graded_replies.outcome: answered, rejected_free (not charged) or unknown (sent, no result)
+-- grader: label of the grader: NAME, NAME@2, ...
+-- grader_id: id of the grader
+-- grader_name: name of the grader, without a version
+-- hidden: whether it is no longer listed
+-- imported_at: when it was imported (UTC)
+-- input: the input of the instruction; empty where there is none
+-- input_ratio: input tokens, actual / predicted
+-- input_tokens: tokens of the prompts
+-- instruction: the instruction, or the last question of a conversation
+-- java: whether Java is named
+-- kept: distinct rows whose score reaches the threshold
+-- kept_share: kept / graded, from 0 to 1
+-- key: id of the request
+-- kind: its type
+-- label: its name on the command line: NAME for version 1, NAME@2 for the next
+-- last_at: time of the last entry (UTC)
+-- learning_rate: learning rate of the step
+-- line: line of the file, from 1; null for formats without lines
+-- lines: requests in it
+-- loss: mean loss over the trained tokens
+-- machine_usd: US dollars of machine time; null where no rate was known
+-- manifest: how the selection was made, as JSON
+-- mean_changed_score: mean score of the changed outputs
+-- mean_expected_score: mean of the expected scores
+-- mean_original_score: mean score of the originals
+-- mean_score: mean of the scores
+-- median_score: median of the scores
+-- message: the message at its end
+-- method: full, lora or qlora
+-- model: the model as the replies name it
+-- money_by_model.model: the model, without the date of its snapshot
+-- name: its name, without a version
+-- no_score: pairs that lack a score on one side
+-- note: description
+-- open: whether it is still open, so that a result may still arrive
+-- open_alarms.usd: US dollars concerned
+-- opened_at: when it was opened (UTC)
+-- original_chars: characters of the original output
+-- original_higher: pairs in which the original scored higher
+-- original_longer: pairs in which the original's output is longer
+-- original_lower: pairs in which the original scored lower
+-- original_output: the output as it is in the dataset
+-- original_score: score of the row as it is
+-- original_shorter: pairs in which the original's output is shorter
+-- outcome: how it ended: done, partial, interrupted, failed, crashed; null while it runs
+-- output: the answer that is graded
+-- output_chars: characters of the output
+-- output_ratio: output tokens, actual / predicted
+-- output_tokens: tokens of the answers
+-- pairs: pairs with a score on both sides
+-- parts: number of processes
+-- peak_bytes: peak device memory in bytes
+-- phase: last known status: uploaded, in_progress, closed, ...
+-- pid: process id
+-- pool: rows it was selected from
+-- position: position of the row in its file, from 0
+-- predicted_input_tokens: tokens predicted for a prompt
+-- predicted_output_tokens: tokens predicted for an answer
+-- predicted_seconds: seconds predicted
+-- predicted_usd: US dollars predicted for these answers
+-- predictions.input_tokens: mean tokens of a prompt
+-- predictions.output_tokens: mean tokens of an answer
+-- python: whether Python is named
+-- questions: requests sent
+-- reason: why there is no score (cut_off, refused, ...), or the reason that the grader gave
+-- recipe: the recipe of the training
+-- recorded_at: when it was recorded (UTC)
+-- rejected: the answer that was rejected
+-- rejected_id: example_id of the row with the rejected answer
+-- rejected_position: position of the rejected answer's row, from 0
+-- replied: replies to the run's requests
+-- replies: number of replies
+-- reply: full text of the reply
+-- request_id: the provider's id of the reply, or ours
+-- requests: requests that the estimate covers
+-- reserved_usd: US dollars reserved for requests without a result yet
+-- row: the original row, truncated at 10,000 characters
+-- row_format: how rows were read: alpaca, dolly, sharegpt, messages, ...
+-- rows: number of rows
+-- rubric: label of the rubric: NAME, NAME@2, ...
+-- rubric_id: id of the rubric
+-- run_id: id of the run
+-- run_list.usable: replies that could be parsed
+-- runs_without_rate: runs and trainings without a known cost
+-- sample: index of the sample, from 0
+-- samples: number of samples the score is the mean of
+-- scale_high: highest score
+-- scale_low: lowest score
+-- scale_step: step between scores
+-- score: the score on the rubric's scale; null where there is none
+-- score_entropy.scored: rows that have a score
+-- scored: distinct rows that have a score
+-- seconds: seconds it took
+-- seed: the seed by which rows were drawn
+-- seen_at: when the phase was last seen (UTC)
+-- selection: label of the selection: NAME, NAME@2, ...
+-- selection_id: id of the selection
+-- selection_list.fingerprint: equal where the same rows were kept
+-- selection_list.kept_share: rows / pool, from 0 to 1
+-- setup_id: id of grader, rubric, task and decoding settings
+-- sha256: SHA-256 of the file
+-- short: the verdict in a few words
+-- since: since when (UTC)
+-- skipped: unusable rows; the view skipped_rows has the reasons
+-- skipped_rows.reason: why the row is unusable
+-- source: name of the file, without its folder
+-- spent_usd: US dollars spent
+-- spread: standard deviation of the samples; null for one
+-- started_at: when it began (UTC)
+-- step: optimizer step, from 1
+-- steps: planned optimizer steps
+-- subject_id: id of what the request is about; for grades the example_id
+-- system: the system prompt; empty where there is none
+-- task: grade, judge, ...
+-- text: the answer, verbatim
+-- threshold: the rubric's own threshold
+-- ties: pairs in which both scored the same
+-- tokens: tokens in the step
+-- tokens_per_second: tokens per second
+-- training_id: id of the training
+-- training_list.outcome: how it ended: done, stopped, failed, running or crashed
+-- turns: earlier turns, a JSON list of [role, content]; empty where there are none
+-- unresolved_usd: US dollars of requests sent but never answered
+-- usable: whether the reply could be parsed
+-- usd: US dollars
+-- usd_ratio: US dollars, actual / predicted
+-- value: the parsed answer, as JSON
+-- verdict: what the audit has shown, in one line
+-- version: number of the version, from 1
+-- version_id: id of the dataset version
+-- why: why it is unresolved
+-- with_input: whether the input holds more than white space

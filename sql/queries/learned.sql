@@ -1,7 +1,0 @@
--- The newest value that the steps of a grader's attempts noted under a name, as JSON. Parameters: grader_id, path ('$.name').
-select json_extract(s.facts, $path)
-from attempt_steps s
-join attempts a using (attempt_id)
-where a.grader_id = $grader_id and json_extract(s.facts, $path) is not null
-order by s.recorded_at desc, s.attempt_id, s.step desc
-limit 1;

@@ -1,0 +1,5 @@
+"""`python -m alpasift` is the command `alpasift`."""
+
+from alpasift.batcher.cli import main
+
+main()
