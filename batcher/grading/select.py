@@ -76,8 +76,7 @@ def select(
     verdicts = None
     if condition.where is not None:
         verdicts = rows_where(store, version_id, condition.where, grades.first)
-    with store.transaction() as con:
-        con.execute(f"set memory_limit = '{MEMORY_BYTES // 1_000_000}MB'")
+    with store.transaction(memory=f"{MEMORY_BYTES // 1_000_000}MB") as con:
         dataset = _dataset(con, version_id)
         size = condition.size_of(dataset["rows"], matched)
         _pool_rows(con, version_id, condition, grades.panel)

@@ -7,9 +7,9 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 
@@ -17,6 +17,8 @@ from alpasift.batcher.store.errors import StoreBusy, StoreError
 from alpasift.batcher.store.holders import SAY_AFTER, holder, say_waiting
 from alpasift.batcher.store.rows import Connection
 from alpasift.graders import AlpaSiftError
+
+_T = TypeVar("_T")
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": False,
@@ -38,13 +40,20 @@ _HELD = (
 
 
 def open_database(path: Path, read_only: bool, wait: float, config: Mapping[str, Any]) -> Connection:
+    """The database at `path` in a DuckDB of its own, with settings of its own. Close it."""
+    settings = {"memory_limit": MEMORY, **config}
+    return waiting(path, read_only, wait, lambda: duckdb.connect(str(path.absolute()), read_only, settings))
+
+
+def waiting(path: Path, read_only: bool, wait: float, attempt: Callable[[], _T]) -> _T:
+    """What `attempt` opens, tried again while somebody else has the file. Raises StoreBusy, StoreError."""
     if read_only and not path.exists():
         raise StoreError(f"no database {path} yet; create it with `alpasift import FILE`")
     check_path(path)
     began = time.monotonic()
     while True:
         try:
-            return duckdb.connect(str(path.absolute()), read_only=read_only, config={"memory_limit": MEMORY, **config})
+            return attempt()
         except duckdb.Error as error:
             if not any(sign in str(error) for sign in _HELD):
                 raise explain(error, path) from error
@@ -54,6 +63,11 @@ def open_database(path: Path, read_only: bool, wait: float, config: Mapping[str,
             if waited >= wait:
                 raise StoreBusy(_who_holds(path, str(error), wait)) from error
         time.sleep(random.uniform(0.005, 0.03))
+
+
+def in_use(path: str) -> duckdb.Error:
+    """The error of DuckDB for a file that this process has open in another way."""
+    return duckdb.ConnectionException(f"{path} is open in this process with a different configuration")
 
 
 def check_path(path: Path) -> None:

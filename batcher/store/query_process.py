@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import alpasift
+from alpasift.batcher.store.attached import close_idle
 from alpasift.batcher.store.errors import QueryError, StoreBusy, StoreError
 from alpasift.batcher.store.query_result import QueryLimits, QueryResult
 from alpasift.batcher.store.rows import Rows
@@ -115,6 +116,7 @@ def _cut(done: Mapping[str, Any], most: int) -> tuple[bool, str]:
 
 def _frames(request: Mapping[str, Any], seconds: float) -> Iterator[tuple[bytes, memoryview]]:
     """The frames of the answer, all or none. Raises what the child says, or QueryError where it says nothing."""
+    close_idle()  # DuckDB's threads
     child = _forked(request) if _one_thread() else _started(request)
     try:
         received = _received(child.answers, request["wait"], seconds)

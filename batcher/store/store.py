@@ -12,10 +12,11 @@ from typing import Any
 
 import duckdb
 
+from alpasift.batcher.store.attached import attached, second_cursor
 from alpasift.batcher.store.errors import StoreError
 from alpasift.batcher.store.lock import run_lock
 from alpasift.batcher.store.migrate import is_current, make, migrate
-from alpasift.batcher.store.opening import CONFIG, NEW_FILE, check_path, explain, open_database, private_files
+from alpasift.batcher.store.opening import CONFIG, MEMORY, NEW_FILE, check_path, explain, open_database, private_files
 from alpasift.batcher.store.query_result import QueryLimits, QueryResult
 from alpasift.batcher.store.rows import Connection, Rows, rows
 from alpasift.batcher.store.sql_files import named_query
@@ -69,7 +70,7 @@ class Store:
                 f"{self.path} was written by an earlier release and has to be upgraded once, which needs a "
                 f"writable folder; copy it to one and open the copy"
             )
-        with run_lock(self.path), self._connection(read_only=False, wait=self.wait) as con:
+        with run_lock(self.path), self._connection(read_only=False, wait=self.wait, config={}) as con:
             if not is_current(con, self.path):  # another process may have been first
                 migrate(con, self.path)
 
@@ -137,24 +138,31 @@ class Store:
 
     @contextlib.contextmanager
     def _connection(
-        self, *, read_only: bool, wait: float, config: Mapping[str, Any] | None = None
+        self, *, read_only: bool, wait: float, config: Mapping[str, Any] | None = None, memory: str = MEMORY
     ) -> Iterator[Connection]:
+        """A connection, closed at the end of the block; with a `config` to a DuckDB of its own, started for it."""
         with private_files():  # DuckDB's side files hold data too
-            con = open_database(self.path, read_only, wait, {**CONFIG, **(config or {})})
-            try:
-                yield con
-            except (RuntimeError, duckdb.Error) as error:
-                if "nterrupt" in str(error) and not isinstance(error, AlpaSiftError):  # Ctrl-C while DuckDB was at work
-                    raise KeyboardInterrupt from error
-                raise
-            finally:
-                con.close()
+            opened = (
+                attached(self.path, read_only, wait, memory)
+                if config is None
+                else contextlib.closing(open_database(self.path, read_only, wait, {**CONFIG, **config}))
+            )
+            with opened as con:
+                try:
+                    yield con
+                except (RuntimeError, duckdb.Error) as error:
+                    if "nterrupt" in str(error) and not isinstance(error, AlpaSiftError):  # Ctrl-C while DuckDB worked
+                        raise KeyboardInterrupt from error
+                    raise
 
     @contextlib.contextmanager
-    def transaction(self, wait: float | None = None) -> Iterator[Connection]:
-        """A connection inside one transaction, committed at the end of the block and rolled back on any error."""
+    def transaction(self, wait: float | None = None, memory: str = MEMORY) -> Iterator[Connection]:
+        """A connection inside one transaction, committed at the end of the block and rolled back on any error.
+
+        `memory` is what DuckDB may take, such as 750MB.
+        """
         assert getattr(self._mine, "reader", None) is None, "a transaction inside a reader would wait for itself"
-        with self._connection(read_only=False, wait=self.wait if wait is None else wait) as con:
+        with self._connection(read_only=False, wait=self.wait if wait is None else wait, memory=memory) as con:
             con.execute("begin")
             try:
                 yield con
@@ -173,11 +181,11 @@ class Store:
     def reader(self) -> Iterator[Connection]:
         """A read-only connection for the queries of one look; close it soon, a writer waits for it.
 
-        Inside another `reader` of the same thread it is the same connection: opening takes DuckDB some 40 ms.
+        Inside another `reader` of the same thread it is the same connection: opening takes DuckDB some ms.
         """
         outer: Connection | None = getattr(self._mine, "reader", None)
         if outer is not None:
-            with contextlib.closing(outer.cursor()) as cursor:
+            with contextlib.closing(second_cursor(outer)) as cursor:
                 yield cursor
             return
         with self._connection(read_only=True, wait=self.wait) as con:
