@@ -1,4 +1,4 @@
-"""One database file: nothing stays open between calls."""
+"""One database file: it is closed and unlocked between calls."""
 
 from __future__ import annotations
 
