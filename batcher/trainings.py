@@ -27,6 +27,7 @@ from alpasift.batcher.grading.selections import kept_positions, resolve_selectio
 from alpasift.batcher.store import Store, StoreError, append, hash_id, new_id, utc_now
 from alpasift.graders import AlpaSiftError, Example
 from alpasift.graders.offline.guard import SWITCHES
+from alpasift.train.allocator import use_expandable_segments
 from alpasift.train.artifacts import TrainError
 from alpasift.train.fit.calibration import calibration_file, measured_against, record
 
@@ -159,6 +160,7 @@ def plan_training(rows: Rows, request: TrainRequest, report: Callable[[str], Non
     Raises TrainError, also for a setting that the method does not use, and BackendUnavailable.
     """
     os.environ.update({name: value for name, value in SWITCHES.items() if name != "WANDB_MODE"})
+    use_expandable_segments()  # before anything below imports torch
     from alpasift.train.machine_settings import corrector, settings_for_machine, slow_precision, without_effect
     from alpasift.train.models import find_base
     from alpasift.train.prepare import forecast_of, prepare

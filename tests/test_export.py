@@ -38,7 +38,7 @@ from alpasift.train.artifacts import MANIFEST, IncompleteFolder, TrainError, ato
 from alpasift.train.data import alpaca_prompt, serving_template  # noqa: E402
 from alpasift.train.export import gguf_tokenizer, gguf_writer, llama_cpp_check  # noqa: E402
 from alpasift.train.export.compare import compared_texts  # noqa: E402
-from alpasift.train.export.export import Exported, export_model  # noqa: E402
+from alpasift.train.export.export import Exported, export_model, usual_quantisation  # noqa: E402
 from alpasift.train.export.trained import find_trained  # noqa: E402
 from alpasift.train.models import TOKENIZER_FILES, find_base, load_model, load_tokenizer  # noqa: E402
 from tokenizer_folders import SHAPE, lesson, model_folder, tokenizer_folders, with_words  # noqa: E402
@@ -337,6 +337,11 @@ def test_a_gguf_file_is_as_requested_and_its_difference_is_stated(
     found = [torch.tensor(row) for row in llama_cpp_check.gguf_logits(done.path, rows)]
     assert stated(facts["difference"]) == pytest.approx(differences(expected, found), rel=1e-3, abs=1e-6)
     assert left(tmp_path) == []
+
+
+def test_a_gguf_file_keeps_16_bits_below_a_billion_weights() -> None:
+    kinds = {n: usual_quantisation(n) for n in (134_515_008, 999_999_999, 1_000_000_000, 8_030_261_248)}
+    assert list(kinds.values()) == ["f16", "f16", "q8_0", "q8_0"]
 
 
 @pytest.fixture(scope="session")
@@ -918,7 +923,8 @@ def test_the_command_prints_what_was_written_and_what_to_run_next(
 ) -> None:
     ran = alpasift("export-model", runs["lora"], "-o", "out.gguf", "--form", "gguf")
     assert ran.code == 0, ran.err
-    assert ran.out.startswith("wrote out.gguf: GGUF, q8_0, ")
+    assert ran.out.startswith("wrote out.gguf: GGUF, f16, ")
+    assert "note: f16 by default, as the model has 0.4 million weights" in ran.out
     assert re.search(
         r"logits of llama\.cpp on this file, and the model as trained: differ by .* KL divergence .* nats per token",
         ran.out,

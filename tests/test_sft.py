@@ -240,7 +240,7 @@ def test_a_training_without_held_out_rows_trains_what_one_with_them_trains_on_th
     assert (again.already_finished, again.held_out) == (True, with_them.held_out)
     with pytest.raises(TrainError, match="has another training: held_out was 7, is None"):
         run(base, tmp_path / "parts", settings())
-    with pytest.raises(TrainError, match="--held-out 40 leaves nothing to train on: 40 distinct rows"):
+    with pytest.raises(TrainError, match="--hold-out 40 leaves nothing to train on: 40 distinct rows"):
         prepare(examples(40), base, settings(held_out=40))
 
 
@@ -254,8 +254,16 @@ def test_how_many_rows_are_held_out() -> None:
     ):
         assert settle("alpaca", "lora", rows_given, held_out=wanted).held_out == expected
     assert "held_out" not in settle("alpaca", "lora", 40).facts(), "as in run.json of earlier releases"
-    with pytest.raises(TrainError, match=r"--held-out 1\.5: give a number of rows"):
+    with pytest.raises(TrainError, match=r"--hold-out 1\.5: give a number of rows"):
         settle("alpaca", "lora", 40, held_out=1.5)
+
+
+@pytest.mark.parametrize("text", ["100%", "150%", "-2%", "-1", "two", "%", "nan"])
+def test_a_held_out_share_that_makes_no_sense_is_wrong_usage(text: str, base: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", rows(4))
+    ran = call_cli(["train", "--model", base, "--data", data, "-o", "run", f"--hold-out={text}"], cwd=tmp_path)
+    assert ran.code == 2
+    assert f"{text!r}: give a number of rows (64), or a share of them below all (2%, .02)" in " ".join(ran.err.split())
 
 
 def test_checkpointing_changes_nothing_but_memory(base: Path, tmp_path: Path) -> None:
@@ -389,6 +397,46 @@ def test_checkpoints_after_the_one_that_is_resumed_from_do_not_outrank_new_ones(
     kept = newest_checkpoint(folder)
     assert kept is not None
     assert kept.name == "checkpoint-3"
+
+
+SEEN_BY_TORCH = """
+import os, sys
+from pathlib import Path
+from alpasift.batcher.trainings import Rows, TrainRequest, plan_training
+from alpasift.graders import Example
+names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+seen = []
+sys.addaudithook(lambda event, args: seen.append([os.environ.get(name) for name in names])
+                 if event == "import" and args[0] == "torch" and not seen else None)
+rows = Rows([Example(instruction="Say yes.", input="", output="Yes.")], "a row")
+plan_training(rows, TrainRequest(Path({base!r}), Path("run"), "alpaca", None, {{}}), lambda line: None)
+print(seen[0])
+"""
+
+
+@pytest.mark.parametrize("own", [None, "PYTORCH_CUDA_ALLOC_CONF"])
+def test_torch_finds_its_allocator_configured_when_it_is_imported(own: str | None, base: Path, tmp_path: Path) -> None:
+    from alpasift.train.allocator import NAMES, variable_for
+
+    names = NAMES[:2]
+    environment = cli_environment({} if own is None else {own: "max_split_size_mb:512"})
+    for name in names:
+        if name != own:
+            environment.pop(name, None)
+    code = SEEN_BY_TORCH.format(base=str(base))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    set_here = own or variable_for(torch.__version__)
+    value = "expandable_segments:True" if own is None else "max_split_size_mb:512"
+    assert done.stdout.strip() == str([value if name == set_here else None for name in names])
+
+
+def test_the_allocators_variable_is_the_one_that_this_torch_reads() -> None:
+    from alpasift.train.allocator import variable_for
+
+    old, new = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+    versions = {"2.8.0": old, "2.9.1+cu128": old, "2.10.0": old, "2.11.0+cu130": new, "2.13.0+cpu": new, "3.0.0": new}
+    assert {version: variable_for(version) for version in versions} == versions
 
 
 def test_killed_in_a_step_and_while_a_checkpoint_is_written_it_gives_the_same_weights(
@@ -814,7 +862,7 @@ def test_metrics_go_to_the_database_and_time_to_the_machine_account(base: Path, 
     data = write_rows(tmp_path / "rows.jsonl", rows(40))
     assert call_cli(["import", data], cwd=tmp_path).code == 0
     where = ["train", "--model", base, "--dataset", "rows", "-o", "run", "--batch", 8, "--steps", 5, "--json"]
-    where += ["--held-out", "0.1"]
+    where += ["--hold-out", "10%"]
     done = run_cli(where, cwd=tmp_path, env={"ALPASIFT_USD_PER_HOUR": "3.60"})
     assert done.code == 0, done.err
     result = json.loads(done.out)

@@ -63,7 +63,7 @@ def split(data: Tokenized, ids: Sequence[str], count: int) -> Split:
         by_id.setdefault(ids[row], []).append(number)
     if count >= len(by_id):
         raise TrainError(
-            f"--held-out {count:,} leaves nothing to train on: {len(by_id):,} distinct rows can be used; hold out fewer"
+            f"--hold-out {count:,} leaves nothing to train on: {len(by_id):,} distinct rows can be used; hold out fewer"
         )
     chosen = sorted(by_id, key=lambda one: hashlib.sha256(f"held out {one}".encode()).digest())[:count]
     apart = {number for one in chosen for number in by_id[one]}

@@ -224,7 +224,7 @@ def _held_out(wanted: float | None, examples: int) -> int:
     if wanted is None:
         return usual_rows(examples)
     if not 0 <= wanted < math.inf or (wanted >= 1 and wanted != int(wanted)):
-        raise TrainError(f"--held-out {wanted:g}: give a number of rows, or below 1 a share of them; 0 is none")
+        raise TrainError(f"--hold-out {wanted:g}: give a number of rows, or below 1 a share of them; 0 is none")
     return int(wanted) if wanted >= 1 else math.ceil(wanted * examples)
 
 

@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 @click.option(
     "--quantisation",
     type=click.Choice(["f16", "bf16", "q8_0", "q4_k_m"]),
-    default="q8_0",
-    show_default=True,
-    help="Quantisation of a GGUF file: 16, 16, 8.5 or about 5 bits per weight.",
+    help="Quantisation of a GGUF file: 16, 16, 8.5 or about 5 bits per weight. Default: f16 below a billion weights, "
+    "else q8_0.",
 )
 @click.option(
     "--merge-into",
@@ -64,7 +63,7 @@ def export_model_command(
     run: Path,
     out: Path,
     form: Form,
-    quantisation: Quantisation,
+    quantisation: Quantisation | None,
     merge_into: MergeInto,
     base: Path | None,
     precision: Precision | None,

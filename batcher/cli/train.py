@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -29,6 +30,20 @@ if TYPE_CHECKING:
     from alpasift.train.sft import Trained
 
 GIB = 2**30
+
+
+def _held_out(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    """Rows as a number, or below 1 their share: "64", "2%", ".02"."""
+    if text is None:
+        return None
+    percent = text.strip().endswith("%")
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if not value >= 0 or (percent and value >= 1):
+        raise click.BadParameter(f"{text!r}: give a number of rows (64), or a share of them below all (2%, .02)")
+    return value
 
 
 @click.command("train", cls=GroupedCommand)
@@ -121,12 +136,13 @@ GIB = 2**30
     help="Steps between checkpoints. Default: a tenth of the training.",
 )
 @click.option(
+    "--hold-out",
     "--held-out",
     "--val-set-size",
     "held_out",
-    type=click.FloatRange(0),
+    callback=_held_out,
     metavar="N",
-    help="Rows that are not trained on and on which the loss is measured; below 1 a share of the rows, 0 for none. "
+    help="Rows that are not trained on and on which the loss is measured before and after: 64, 2% or .02; 0 for none. "
     "Default: 64 from 3,200 rows on, else none.",
 )
 @click.option("--fresh", is_flag=True, help="Delete the training in the folder and start again.")
@@ -241,7 +257,7 @@ def _print_plan(planned: PlannedTraining, report: Callable[[str], None]) -> None
             f"that of {_rows(s.held_out)} held out does, measured before the first step, at {POINTS} points at most, "
             "and after the last"
             if s.held_out
-            else "only the trend over many does, or that of rows held out with --held-out"
+            else "only the trend over many does, or that of rows held out with --hold-out"
         )
     )
     for remark in s.remarks:

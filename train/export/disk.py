@@ -97,8 +97,13 @@ def check_space(trained: Trained, out: Path, form: str, quantisation: str, preci
         )
 
 
+def weights_of(trained: Trained) -> int:
+    """How many weights the model has: those of its base, or its own."""
+    return sum(math.prod(shape) for file in trained.weights.weights for shape in tensor_shapes(file).values())
+
+
 def _needed_bytes(trained: Trained, form: str, quantisation: str, precision: Precision) -> float:
-    weights = sum(math.prod(shape) for file in trained.weights.weights for shape in tensor_shapes(file).values())
+    weights = weights_of(trained)
     merged, last = weights * BYTES[precision], weights * BYTES[quantisation]
     if form == "adapter":
         need = float((trained.folder / ADAPTER).stat().st_size)

@@ -27,7 +27,7 @@ from alpasift.graders import BackendUnavailable
 from alpasift.train.artifacts import PARTIAL, TrainError, atomic_folder, read_manifest, sha256, sync
 from alpasift.train.export import gguf_writer, llama_cpp_check
 from alpasift.train.export.compare import TEXTS, difference
-from alpasift.train.export.disk import check_replaceable, check_space, explained_errors
+from alpasift.train.export.disk import check_replaceable, check_space, explained_errors, weights_of
 from alpasift.train.export.merge import MergeInto, copy_tokenizer, write_merged
 from alpasift.train.export.trained import ADAPTER, Trained, find_trained
 from alpasift.train.models import Precision, load_tokenizer, missing_packages, quiet_libraries, read_json
@@ -36,6 +36,9 @@ Form = Literal["adapter", "merged", "gguf"]
 Quantisation = Literal["f16", "bf16", "q8_0", "q4_k_m"]
 Report = Callable[[str], None]
 
+SMALL = 1_000_000_000
+"""Weights below which a GGUF file keeps 16 bits by default: in q8_0 a trained model of 135 million gave one of five
+greedy answers as it did before."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `vllm serve --max-lora-rank` accepts (vLLM 0.32, vllm.config.lora)."""
 
@@ -66,6 +69,23 @@ class _Job:
     precision: Precision
     device: str
     report: Report
+    remarks: tuple[str, ...] = ()
+
+
+def usual_quantisation(weights: int) -> Quantisation:
+    """f16 below a billion weights, q8_0 from there on: a small model's answers change with 8 bits."""
+    return "f16" if weights < SMALL else "q8_0"
+
+
+def _usual(kind: Quantisation, weights: int) -> str:
+    """Why this kind was taken where none was asked for, and what else there is."""
+    size = f"{weights / 1e9:.1f} billion" if weights >= SMALL else f"{weights / 1e6:,.1f} million"
+    if kind == "f16":
+        return (
+            f"f16 by default, as the model has {size} weights: below a billion 8 bits change many answers; "
+            "--quantisation q8_0 is half as large"
+        )
+    return f"q8_0 by default, as the model has {size} weights; --quantisation f16 keeps 16 bits, q4_k_m takes half"
 
 
 def export_model(
@@ -75,7 +95,7 @@ def export_model(
     *,
     base: Path | None = None,
     merge_into: MergeInto = "original",
-    quantisation: Quantisation = "q8_0",
+    quantisation: Quantisation | None = None,
     precision: Precision | None = None,
     device: str = "cpu",
     force: bool = False,
@@ -84,8 +104,8 @@ def export_model(
     """Write the model that was trained in `run`, or an earlier export there, to `out`.
 
     `base` is where the base is now, if it was moved. `precision` is that of merged weights; the training's if None.
-    `quantisation` is that of a GGUF file: q8_0 halves f16 and moves logits far less than q4_k_m. `force` replaces an
-    export of another training, and a GGUF file that is no export. `report` gets a line before each stage. Raises
+    `quantisation` is that of a GGUF file; None takes what `usual_quantisation` says. `force` replaces an export of
+    another training, and a GGUF file that is no export. `report` gets a line before each stage. Raises
     TrainError, of which IncompleteFolder; BackendUnavailable where a package is missing.
     """
     for name, given, allowed in (
@@ -93,7 +113,7 @@ def export_model(
         ("merge_into", merge_into, MergeInto),
         ("quantisation", quantisation, Quantisation),
     ):
-        if given not in get_args(allowed):
+        if given is not None and given not in get_args(allowed):
             raise TrainError(f"{name} is {given!r}; choose from {', '.join(get_args(allowed))}")
     _check_packages("transformers", "safetensors")
     quiet_libraries()
@@ -105,8 +125,11 @@ def export_model(
         if missing := gguf_writer.missing_requirements():
             raise BackendUnavailable(missing)
         gguf_writer.check_exportable(trained.weights.folder, trained.tokenizer_folder)
-    job = _Job(trained, out, merge_into, quantisation, precision or trained.precision, device, report)
-    check_space(trained, out, form, quantisation, job.precision)
+    weights = weights_of(trained)
+    kind = quantisation or usual_quantisation(weights)
+    remarks = () if quantisation else (_usual(kind, weights),)
+    job = _Job(trained, out, merge_into, kind, precision or trained.precision, device, report, remarks)
+    check_space(trained, out, form, kind, job.precision)
     write = {"adapter": _export_adapter, "merged": _export_merged, "gguf": _export_gguf}[form]
     with explained_errors(out):
         return write(job)
@@ -228,7 +251,7 @@ def _write_gguf(job: _Job, work: Path) -> tuple[Path, dict[str, Any]]:
     found = llama_cpp_check.gguf_logits(written, expected.rows)
     facts["difference"] = asdict(difference(f"llama.cpp on this file, and {of}", expected.logits, found))
     facts["tensors"] = llama_cpp_check.tensor_kinds(written)
-    facts["remarks"] = [*remarks, *differ, *_fallbacks(quantisation, facts["tensors"])]
+    facts["remarks"] = [*job.remarks, *remarks, *differ, *_fallbacks(quantisation, facts["tensors"])]
     return written, facts
 
 
