@@ -182,3 +182,14 @@ def test_a_limit_of_memory_ends_with_its_transaction(store: Store) -> None:
         assert con.execute(limit).fetchone() != usual
     with store.transaction() as con:
         assert con.execute(limit).fetchone() == usual
+
+
+def test_a_database_that_was_moved_away_is_named_and_no_blank_one_takes_its_place(store: Store) -> None:
+    set_meta(store, "kept")
+    away = store.path.rename(store.path.with_name("away.duckdb"))
+    with pytest.raises(StoreError, match="is gone: moved or deleted"):
+        set_meta(store, "lost")
+    assert not store.path.exists()
+    away.rename(store.path)
+    set_meta(store, "again")
+    assert meta(store) == "again"

@@ -51,8 +51,8 @@ def test_no_reply_is_read_as_a_wrong_number_and_nearly_every_score_is_found() ->
 
 
 def test_the_replies_are_of_every_kind() -> None:
-    """At least 800, with every rubric, every finish reason and every reason that a parser gives."""
-    assert len(REPLIES) >= 800
+    """At least 1,500, with every rubric, every finish reason and every reason that a parser gives."""
+    assert len(REPLIES) >= 1500
     assert len({(reply["rubric"], reply["finish_reason"], reply["text"]) for reply in REPLIES}) == len(REPLIES)
     assert {reply["rubric"] for reply in REPLIES} == set(RUBRICS)
     assert {reply["finish_reason"] for reply in REPLIES} == {"stop", "length", "content_filter"}

@@ -162,6 +162,8 @@ class Store:
         `memory` is what DuckDB may take, such as 750MB.
         """
         assert getattr(self._mine, "reader", None) is None, "a transaction inside a reader would wait for itself"
+        if not self.path.exists():  # DuckDB would begin a blank file under this name
+            raise StoreError(f"the database {self.path} is gone: moved or deleted; put it back and run again")
         with self._connection(read_only=False, wait=self.wait if wait is None else wait, memory=memory) as con:
             con.execute("begin")
             try:

@@ -30,6 +30,7 @@ _HALF = re.compile(r"(\d?)\u00bd")
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TWICE = re.compile(rf"\b({'|'.join(_WORDS)})\s?\((\d{{1,2}})\)", re.I)
 """A number in a word and in digits, as in a contract: "four (4)"."""
+_TERMINAL = re.compile(r"\x1b\[[\d;]{0,20}[A-Za-z]")
 _EMPHASIS = re.compile(r"\*+|`+|(?<!\w)_{1,3}|_{1,3}(?!\w)")
 _ORNAMENT = {"So", "Sk"}
 """Categories of signs that say nothing: check marks, stars, pictures."""
@@ -55,6 +56,8 @@ def _plain(character: str) -> str:
 
 def plain_line(line: str) -> str:
     """One line in plain characters, without emphasis and ornaments."""
+    if "\x1b" in line:
+        line = _TERMINAL.sub("", line)
     if not line.isascii():
         line = "".join(map(_plain, _HALF.sub(lambda found: (found[1] or "0") + ".5", line)))
     line = _EMPHASIS.sub("", line).strip()

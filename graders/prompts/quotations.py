@@ -42,13 +42,27 @@ _ONLY = (
 _IS = rf"(?<!final\s)(?<!my\s)\b(?:{_ROW}|it)\s(?:is|was|are|were){_ONLY}"
 _NOT_ME = r"(?<!\bi\s)(?<!\bwe\s)(?<!['\u2019]d\s)\b"
 _TAIL = r"(?:(?!\b(?:so|my|i|we|therefore|thus|hence|overall|final)\b)[^.!?:;,]){0,60}"
+_GIVEN = (
+    r"(?:(?:the|its)\s)?(?:expected|actual|correct|desired|original|given|resulting|code['\u2019]s|program['\u2019]s)"
+)
+_ORDERS = (
+    r"(?:wants?|wanted|asks?|asked|tells?|told|orders?|ordered|instructs?|instructed|urges?|begs?)\s"
+    r"(?:me|us|one|the\sgrader|graders|the\sjudge)\sto\s(?:output|say|write|answer|print|give|reply|respond|return|end\swith)"
+)
 _EASTERN = r"(?:\u5199\u7740|\u5199\u9053|\u8bf4|\u7ed3\u5c3e\u662f|\u672b\u5c3e\u662f|\u6700\u540e\u4e00\u884c\u662f)"
 _LEADS_BY_COLON = re.compile(
     rf"(?:{_NOT_ME}(?:{_ENDS_WITH}|{_SAYS})\b{_TAIL}|\b(?:itself|themselves|its\sown)\b{_TAIL}|{_IS}"
-    rf"|\b{_ROW}\s(?:gives|gave|has|had|holds|shows|goes)|^the\s(?:response|output|row|input|instruction)|{_EASTERN})\s?$",
+    rf"|\b{_ROW}\s(?:gives|gave|has|had|holds|shows|goes)|^the\s(?:response|output|row|input|instruction)|{_EASTERN}"
+    rf"|^(?:{_GIVEN}\s)?(?:response|output|row|input|instruction)(?:\s(?:text|content|body))?"
+    r"|^(?:the\s)?(?:(?:required|requested|given|expected)\s)?(?:template|(?:output\s)?format)(?:\s(?:is|would be))?"
+    r"|^(?:for\s)?(?:an?\s)?examples?|\be\.g\.|['\u2019]s\s(?:first|last|final|only|closing)\s(?:line|sentence|word)s?"
+    r"|\b(?:running|executing|run|execution)\b.{0,40}\b(?:gives|yields|prints|shows|returns|produces))\s?$",
     re.I,
 )
-_LEADS = re.compile(rf"(?:{_NOT_ME}(?:{_ENDS_WITH}|{_SAYS}){_ONLY}|{_IS}|{_EASTERN})$", re.I)
+_LEADS = re.compile(
+    rf"(?:{_NOT_ME}(?:{_ENDS_WITH}|{_SAYS}|{_ORDERS}){_ONLY}|\b(?:running|executing)\s.{{0,30}}\s(?:yields|prints|returns)|{_IS}|{_EASTERN})$",
+    re.I,
+)
 _EARLIER = re.compile(
     rf"(?:{_NOT_ME}(?:{_ENDS_WITH}|{_SAYS}){_ONLY}|{_IS})\s?:\s(?![\"'\u201c\u201e\u00ab\u300c\u2018])", re.I
 )

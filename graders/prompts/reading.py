@@ -1,12 +1,13 @@
 """From a reply to a score: the one parser, with a reason whenever there is no score.
 
 Pure functions over text; knows nothing of backends, files or money. What cannot be read never becomes a number, and a
-wrong number is worse than none. A reply is read in five steps, each a module:
+wrong number is worse than none. A reply is read in steps, each a module:
 
     thinking        what the model thought, and its markers of turns, are left out
     structured      objects and tags become lines: {"score": 4} and <score>4</score> are "score: 4"
     plain_text      digits and marks of every script become ASCII
     quotations      what the reply repeats of the row is left out
+    restated        numbers given once more in a few words ("Actually 3."), which leave the score open
     statements      what each line states: a named score, a number alone, a sentence with a verdict (with score_names,
                     spelled and verdicts)
 
@@ -30,13 +31,14 @@ from functools import lru_cache
 
 from alpasift.graders.prompts.plain_text import is_blank, plain_line
 from alpasift.graders.prompts.quotations import quoted_lines
+from alpasift.graders.prompts.restated import restated
 from alpasift.graders.prompts.rubric import Rubric, spell
 from alpasift.graders.prompts.spelled import AMBIGUOUS, Statement, number_of, value_pattern
 from alpasift.graders.prompts.statements import Line, read_line
 from alpasift.graders.prompts.structured import as_lines
 from alpasift.graders.prompts.thinking import answer_of
 
-READER = "3"
+READER = "4"
 """Version of this parser. Raise it when a reply would be read differently: stored replies are then read again."""
 
 LONGEST = 40_000
@@ -54,6 +56,13 @@ _TAKES_BACK = re.compile(
     r"|(?:lower|raise|change|adjust)(?:ed|ing)? (?:it|the score|my score|this) to)\b",
     re.I,
 )
+_WITHDRAWS = re.compile(
+    r"\b(?:oops|i (?:meant|misread|misjudged)|i take (?:that|it) back|no,? wait|wait,? no|my (?:mistake|apologies)"
+    r"|let me (?:double[- ]check|correct)|(?:this|that) should rather be)\b",
+    re.I,
+)
+_NUMBERS = ("zero", "one", "two", "three", "four", "five")
+_WORD_AT_END = re.compile(rf"\b({'|'.join(_NUMBERS)})[.!]?$", re.I)
 _IS_RATHER = re.compile(
     r"\b(?:score|rating|grade)\s(?:should|must|ought to)\s(?:then |rather |instead |really )?be\b", re.I
 )
@@ -266,7 +275,7 @@ class _Reply:
         return number_of(one.value) != number_of(other.value)
 
     def _taken_back(self, found: Statement) -> bool:
-        """Whether a later sentence takes the score back and names another one."""
+        """Whether a later sentence takes the score back and names another one, or gives another number alone."""
         after = False
         for i in self.filled:
             line = self.lines[i]
@@ -274,11 +283,23 @@ class _Reply:
             text = found.rest if here else self.plain[i]
             if here and found.kind == "verdict":
                 text = self.plain[i]
+            alone = line.bare if after and not here else None
+            if alone is not None and alone.alone and self._differ(alone, found):
+                return True
+            if after and not here and any(self._is_another(value, found) for value in restated(text, self.rubric)):
+                return True
             after = after or here
             if not after:
                 continue
+            withdrawn = _WITHDRAWS.search(text)
+            if withdrawn and any(self._is_another(value, found) for value in self._values(text[withdrawn.end() :])):
+                return True
             for sentence in re.split(r"(?<=[.!?;])\s+", text):
-                words = _TAKES_BACK.search(sentence) or (found.kind == "verdict" and _OBJECTS.search(sentence))
+                taken = _TAKES_BACK.search(sentence)
+                word = _WORD_AT_END.search(sentence) if taken else None
+                if word and self._is_another(str(_NUMBERS.index(word[1].lower())), found):
+                    return True
+                words = taken or (found.kind == "verdict" and _OBJECTS.search(sentence))
                 rather = _IS_RATHER.search(sentence) and not _CONDITION.search(sentence)
                 if (words or rather) and any(self._is_another(value, found) for value in self._values(sentence)):
                     return True

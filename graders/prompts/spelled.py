@@ -33,7 +33,11 @@ _OUT_OF = re.compile(
     rf"\s{{0,3}}(?:an?\s|the\s)?(?:possible\s|maximum\s|max\.?\s|total\s)?({DIGITS})(?![\w.,]*\d)",
     re.I,
 )
-_OF = re.compile(rf"\s[(\[]?(?:of|de|su|di|z|ze|av|af|van)\s({DIGITS})(?!\w)|\s[(\[](?:of)\s({DIGITS})", re.I)
+_OF_WORDS = (
+    "of|de|su|di|z|ze|av|af|van|op|na|dari|sobre|em|din|od|tr\u00ean|\u03c3\u03c4\u03b1"
+    "|\u05de\u05ea\u05d5\u05da|\u0645\u0646|\u0627\u0632"
+)
+_OF = re.compile(rf"\s[(\[]?(?:{_OF_WORDS})\s({DIGITS})(?!\w)|\s[(\[](?:of)\s({DIGITS})", re.I)
 _UNIT = re.compile(
     r"\s?(?:possible\s)?(?:points?|pts\.?|stars?|marks?|\u5206|\u70b9|\u9ede|\uc810|punkten?|punti|puntos?|pontos?|"
     r"\u00e9toiles?|sternen?|estrellas?|\u0431\u0430\u043b\u043b\w{0,3}|\u3067\u3059|\uc785\ub2c8\ub2e4)(?![^\W\d_])",
@@ -42,11 +46,13 @@ _UNIT = re.compile(
 _END = re.compile(r"[\s.#!\u2026\"')\]}>\u201d\u2019\u00bb\u3011\u300d,|]*")
 _ANOTHER = re.compile(
     rf"\s{{0,3}}(?:-|\u2013|\u2014|~|->|=>|/|\+|,|;|or|to|and|bis|oder|ou|\u5230|\u6216)?\s{{0,3}}[(\[]?\s?(?:or|perhaps)?\s?[-+]?{DIGITS}"
-    r"(?![^\W\d_])|\s?[%\u2030?+]|\s(?:percent|and a half)\b",
+    r"(?![^\W\d_])|\s?[%\u2030?+]|\s?[(\[]\?|\s(?:percent|and a half)\b",
     re.I,
 )
 _HEDGE = (
     r"(?:(?:maybe|perhaps|possibly|probably|or|rather|no|not|even|almost|nearly|but|actually|then|so|well|hm+|wait|say"
+    r"|later|now|edit(?:ed)?|updated?|correct(?:ed|ion)|finally|that is|i\.e\."
+    r"|(?:changed|revised|lowered|raised|reduced)(?: to)?"
     r"|closer to|close to|leaning|i mean|make it|could be|should be|it is|it's|more like|than)[,:]?\s{1,3})"
 )
 _REASON = re.compile(r"\s?(?:[:;\u2013\u2014|]\s?|[,(]\s?|\s-\s|-\s)(?=[^\s\d])")
@@ -60,13 +66,38 @@ _PARTS = re.compile(r"\s?[(\[]\s?(\d(?:\s?[+,]\s?\d){1,10})\s?[)\]]")
 """The points that add up to a score, in parentheses after it."""
 _TO_IT = re.compile(r"\s{1,3}(?:to|for)\s(?:this|the|that)\s(?:response|answer|output|row|pair)\b", re.I)
 _OTHER_MOST = re.compile(
-    rf"\s{{0,3}}(?:out of|max(?:imum)?(?:\sof)?)\s(?:an?\s)?(?:total\sof\s|possible\s)?({DIGITS})", re.I
+    r"\s{0,3}"
+    r"(?:out of|(?:max(?:imum)?|highest|best|total|possible)(?:\s(?:score|points?|rating))?(?:\sof|\sis|\s?[:=])?"
+    rf")\s?(?:an?\s)?(?:total\sof\s|possible\s)?({DIGITS})",
+    re.I,
 )
 _DIMENSIONS = re.compile(
     r"\s*(?:for |on )?(accuracy|helpfulness|relevance|clarity|quality|style|completeness|correctness|coherence|depth"
-    r"|safety|fluency|tone|grammar|conciseness)\b\s*(?:[),;.|]|$)",
+    r"|safety|fluency|tone|grammar|conciseness|readability|spelling|format|formatting|structure|length|creativity"
+    r"|originality|engagement|detail|thoroughness|harmlessness|honesty|politeness|consistency|usefulness"
+    r"|instruction[- ]following)\b\s*(?:[),;.|]|$)",
     re.I,
 )
+
+_RANGE_BESIDE = re.compile(
+    rf"\s{{0,3}}[(\[][^()\[\]\d]{{0,40}}({DIGITS})\s?(?:-|\u2013|\u2014|to|\.\.)\s?({DIGITS})[^()\[\]\d]{{0,20}}[)\]]",
+    re.I,
+)
+"""A range in parentheses after a number: "4 (asteikolla 4-10)"."""
+_OTHER_KIND = re.compile(
+    r"\b(?:schulnoten?|school grade|normali[sz]ed|rescaled|percent(?:age|ile)?|lower is better)\b", re.I
+)
+_IF_THAT = re.compile(r"\s{0,3}[,;(]?\s?(?:if (?:that|so|even that)|at (?:best|most|least)|tops)\b", re.I)
+_COUNTS = re.compile(r"\s{0,3}[:(,\u2013\u2014-]\s?(?:the\s)?(?:number|count|amount) of\b", re.I)
+_TAKES_OFF = re.compile(
+    r"\s{0,3}[,;(\u2013\u2014-]?\s?(?:minus|less|but minus|reduced by)\s(?:an?|one|half|0?\.5|\d)\b", re.I
+)
+_DEDUCTS = re.compile(
+    r"\b(?:i(?:['\u2019](?:ll|d|m))?\s(?:will\s|would\s|must\s|am\s)?)?(?:deduct|subtract|take off|knock off)(?:ing|s)?"
+    r"\s(?:an?|one|half|0?\.5|\d)\b",
+    re.I,
+)
+_IN_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 Kind = Literal["named", "bare", "verdict"]
 
@@ -144,6 +175,8 @@ def followed_by(spelled: str, tail: str, rubric: Rubric, *, named: bool) -> Stat
     parts = _PARTS.match(tail)
     if parts and not rubric.labels and _sum(parts[1]) == number_of(spelled):
         tail = tail[parts.end() :]
+    if not rubric.labels and _says_otherwise(spelled, tail, rubric):
+        return unsure
     belongs = _belongs(tail, rubric)
     tail = tail[belongs:]
     if _END.fullmatch(tail):
@@ -168,6 +201,19 @@ def followed_by(spelled: str, tail: str, rubric: Rubric, *, named: bool) -> Stat
     return Statement(spelled, kind, rest=rest, scaled=scaled)
 
 
+def _says_otherwise(spelled: str, tail: str, rubric: Rubric) -> bool:
+    """Whether what follows a number says that it is no score of this scale, or not the whole of it."""
+    beside = _RANGE_BESIDE.match(tail)
+    if beside:
+        low, high = (Decimal(end.replace(",", ".")) for end in beside.groups())
+        if low < high and (low, high) != (rubric.low, rubric.high):
+            return True
+    most = tail[:MOST_LOOKED_AT]
+    if _COUNTS.match(tail) or _IF_THAT.match(tail) or _TAKES_OFF.match(tail) or _OTHER_KIND.search(most[:60]):
+        return True
+    return number_of(spelled) == rubric.high and bool(_DEDUCTS.search(most))
+
+
 def _belongs(tail: str, rubric: Rubric) -> int:
     """How much of a tail says only what the score is for: " for accuracy", " to this response"."""
     own = re.compile(
@@ -184,12 +230,15 @@ def _second_number(spelled: str, tail: str, rubric: Rubric) -> bool:
     most = _OTHER_MOST.match(tail.lstrip(" ,;:-(\u2013\u2014"))
     if most and Decimal(most[1].replace(",", ".")) != rubric.high:
         return True
+    words = "" if rubric.labels else rf"|(?:{'|'.join(_IN_WORDS)})\b"
     alone = re.compile(
-        rf"\s*(?:{_HEDGE}){{0,4}}(?P<value>{value})(?P<after>\s?/\s?\d{{1,3}}(?:\.0)?)?(?P<percent>%?)[\s\"')\]]*",
+        rf"\s*(?:{_HEDGE}){{0,4}}(?P<value>{value}{words})(?P<after>\s?/\s?\d{{1,3}}(?:\.0)?)?(?P<percent>%?)[\s\"')\]]*",
         re.I if not rubric.labels else 0,
     )
-    for clause in re.split(r"[,;()|\u2013\u2014!?]|\.(?=\s|$)|\s-\s|->", tail[:MOST_LOOKED_AT].lstrip(" :")):
+    for clause in re.split(r"[,;:()\[\]|\u2013\u2014!?]|\.(?=\s|$)|\s-\s|->", tail[:MOST_LOOKED_AT].lstrip(" :")):
         found = alone.fullmatch(clause)
         if found and not found["percent"] and found["value"] != spelled:
-            return True
+            word = found["value"].lower()
+            if word not in _IN_WORDS or _IN_WORDS.index(word) != number_of(spelled):
+                return True
     return False

@@ -39,11 +39,18 @@ _IN_NAME = re.compile(
     re.I,
 )
 _SCALE_ALONE = re.compile(
-    rf"[(\[]?\s?(?:/|out of|max(?:imum)?(?:\s(?:score|points))?|scale)\s?:?\s?(?:0{_TO})?"
-    rf"({DIGITS})(?:\spoints)?[\s.)\]]*",
+    r"[(\[]?\s?"
+    r"(?:/|of|out of|(?:max(?:imum)?|highest|possible)(?:\s(?:score|points|possible))?|total possible"
+    r"|(?P<sum>total)|scale)"
+    rf"\s?[:=]?\s?(?:0{_TO})?(?P<most>{DIGITS})(?:\spoints)?[\s.)\]]*",
     re.I,
 )
 _POINT_SCALE = re.compile(r"\b(\d{1,4})[- ]points?[- ]scale\b", re.I)
+_BEST = re.compile(
+    r"[(\[,]?\s?(?:(?:where|with|and|as)\s)?(?<![\d.,])(\d{1,4})\s(?:is|being|means|meaning|as|=)\s(?:the\s|a\s)?"
+    r"(?:best|perfect|highest|top|max(?:imum)?|excellent|flawless|ideal)\b(?:\s(?:score|rating|possible))?[)\]]?",
+    re.I,
+)
 _ASKS_SCALE = re.compile(r"\b(?:rate|rating|score|scoring|grade|grading|give|evaluate|assess)\b", re.I)
 _MARKER = re.compile(
     r"(?:[-+\u2022\u2013\u2014\u00b7\u25cf\u25aa*]\s{1,4}|\(?(?P<number>\d{1,3})\\?[.)]\s{1,4}"
@@ -52,8 +59,8 @@ _MARKER = re.compile(
 )
 _QUOTE = re.compile(r"(?:(?:>|#{1,6})\s{1,4}|\|\s{0,4}|[:=]\s{1,4}){1,4}")
 _QUOTATION = "\"'\u201c\u2018\u00ab\u300c"
-_NEEDS_SCALE = re.compile(r"\bnote\b", re.I)
-"""A score in French, a remark in English, and in German a grade of which 1 is the best."""
+_NEEDS_SCALE = re.compile(r"\b(?:note|karakter|arvosana)\b", re.I)
+"""A score in French, a remark in English, in German a grade of which 1 is the best; the others are of 7 or 6 steps."""
 _PLAIN_NAME = re.compile(r"score|rating", re.I)
 _NAME = re.compile(r"[^\W\d_][^\d:=|;!?.,(\[{<>\n]{0,60}")
 _SEPARATOR = re.compile(r"\s{0,4}(?::{1,2}=?|=|->|=>|\u2013|\u2014|\||-(?=\s))\s{0,4}")
@@ -83,8 +90,8 @@ def read_line(text: str, rubric: Rubric) -> Line:
     if not rubric.labels and not _MAY_STATE.search(text):
         return Line(announces=_announces(text, rubric))
     alone = _SCALE_ALONE.fullmatch(text)
-    if alone:
-        return Line(other_scale=Decimal(alone[1].replace(",", ".")) != rubric.high)
+    if alone and not (alone["sum"] and Decimal(alone["most"].replace(",", ".")) <= rubric.high):
+        return Line(other_scale=Decimal(alone["most"].replace(",", ".")) != rubric.high)
     body, other_scale = _without_scales(text, rubric)
     quoted = _QUOTE.match(body)
     if quoted:
@@ -120,7 +127,7 @@ def _without_scales(text: str, rubric: Rubric) -> tuple[str, bool]:
         other = other or not own
         return " "
 
-    for pattern in (_SCALE, _IN_NAME, _POINT_SCALE):
+    for pattern in (_SCALE, _IN_NAME, _POINT_SCALE, _BEST):
         text = pattern.sub(drop, text)
     text = re.sub(rf"[(\[]\s?{re.escape(rubric.dimension)}\s?[)\]](?=\s?[:=])", " ", text, flags=re.I)
     if rubric.labels:

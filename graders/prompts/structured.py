@@ -12,16 +12,26 @@ from dataclasses import dataclass
 MOST_OBJECTS = 50
 MOST_CHARACTERS = 20_000
 DEEPEST = 8
+MOST_KEY = 60
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'', re.S)
 _KEY = re.compile(r"[A-Za-z_][\w -]{0,60}")
 _SCALAR = re.compile(r"[^\s,{}\[\]\"':]{1,60}")
 _BLANK = re.compile(r"\s*")
-_ABOVE = ("max", "max_score", "maximum", "out_of", "scale", "scale_max", "total_possible", "max_points")
+_ABOVE = re.compile(
+    r"(?:^|_)(?:max|maximum|scale|range|denominator|possible|highest|best|upper|top|limit)(?:_|$)|^(?:out_of|of|total)$"
+)
+"""Keys beside a score that say of how many it is."""
+_NOT_THE_SCALE = re.compile(r"(?:^|_)(?:normali[sz]ed|percent|percentage|rescaled|unit|units)(?:_|$)")
 _EXPLAINS = ("explanation", "reason", "reasoning", "rationale", "justification", "comment", "feedback")
 _OTHER_TAG = re.compile(r"<[^<>]{1,60}>|\[[A-Z_]{1,20}\]|```\w{0,12}")
 _LETTERS = re.compile(r"[^\W\d_]")
 _INTRODUCES = re.compile(
     r"\b(?:my|final)\s(?:answer|score|rating|grade|evaluation|json)(?:\sis)?\s?$|\bscore is\s?$", re.I
+)
+_MOST_TAG = re.compile(
+    r"<(max(?:imum)?(?:_?(?:score|points))?|out_of|scale|total|possible)>\s?(?:\d{1,4}\s?-\s?)?(\d{1,6}(?:\.\d{1,4})?)\s?</\1>",
+    re.I,
 )
 _WRAPS = re.compile(r"</?(?:answer|final_answer|final|output|response|result|evaluation|solution|grade|root)>", re.I)
 _BREAKS = re.compile(r"</?(?:p|div|h[1-6]|tr|table|ul|ol)>|<br\s?/?>", re.I)
@@ -112,7 +122,7 @@ def _scores(found: Pairs, dimension: str, depth: int) -> tuple[list[str], list[s
     }
     if depth:
         whole.add("value")
-    above = [value for value in found.named(*_ABOVE) if isinstance(value, str)]
+    above = _above(found)
     why = [value for value in found.named(*_EXPLAINS) if isinstance(value, str) and value]
     lines = []
     for key, value in found.pairs:
@@ -127,7 +137,7 @@ def _scores(found: Pairs, dimension: str, depth: int) -> tuple[list[str], list[s
             why += more
         else:
             number = " ".join(value.split()) if isinstance(value, str) else "?"
-            lines.append(f"{name}: {number}" + "".join(f"/{most}" for most in above))
+            lines.append(f"{name}: {number}" + "".join(f"/{most}" for most in above if most != number))
     if lines or depth >= DEEPEST:
         return lines, why
     for key, value in found.pairs:
@@ -137,6 +147,21 @@ def _scores(found: Pairs, dimension: str, depth: int) -> tuple[list[str], list[s
                 lines += inner
                 why += more
     return lines, why
+
+
+def _above(found: Pairs) -> list[str]:
+    """Of how many points the object's scores are, as its other keys say; "?" where they are not points of the scale."""
+    above = []
+    for key, value in found.pairs:
+        if "score" in key.split("_") and not _ABOVE.search(key):
+            continue
+        texts = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
+        numbers = re.findall(r"\d{1,6}(?:\.\d{1,4})?", " ".join(texts)[:MOST_KEY])
+        if _ABOVE.search(key) and numbers:
+            above.append(max(numbers, key=float))
+        elif _NOT_THE_SCALE.search(key) and not {"false", "no", "points", "point"} & {text.lower() for text in texts}:
+            above.append("?")
+    return above
 
 
 def _tags_as_lines(text: str, dimension: str) -> str:
@@ -151,6 +176,7 @@ def _tags_as_lines(text: str, dimension: str) -> str:
         text,
         flags=re.I,
     )
+    text = _MOST_TAG.sub(r"\nmax: \2\n", text)
     text = re.sub(rf"</?(?:{names})>", " ", text, flags=re.I)  # one of a pair alone: the other was begun for the model
     text = _BREAKS.sub("\n", _WRAPS.sub("\n", text))
     return _INLINE.sub("", _ITEM.sub("\n- ", text))
@@ -217,7 +243,7 @@ def _object(text: str, at: int, depth: int) -> tuple[Pairs, int]:
         if text[at : at + 1] not in (":", "\uff1a"):
             raise _NotAnObject
         value, at = _value(text, _skip(text, at + 1), depth + 1)
-        pairs.append((key.strip().casefold().replace(" ", "_").replace("-", "_"), value))
+        pairs.append((_CAMEL.sub("_", key.strip()).casefold().replace(" ", "_").replace("-", "_"), value))
         at = _next(text, at, "}")
     return Pairs(tuple(pairs)), at + 1
 

@@ -35,6 +35,8 @@ _THINKING_TAG = _tag(_THINKING)
 _BESIDE_TAG = _tag(_BESIDE)
 _BRACKETED = re.compile(r"\[(/?)(think|thinking|thought)\]|\u25c1(/?)(think|thinking)\u25b7", re.I)
 _CHANNEL = re.compile(r"<\|channel\|>\s*([a-z]{1,20})[^<]{0,60}<\|message\|>")
+_ONE_BAR = re.compile(r"<\|channel>\s*(?P<opens>[a-z]{0,20})|<channel\|>")
+"""Channels of a family that closes them: <|channel>thought ... <channel|>answer."""
 _BARE_CHANNEL = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z])")
 _BARE_FINAL = "assistantfinal"
 _TURNS = re.compile(r"<\|im_start\|>\s?(think|answer)\b")
@@ -62,6 +64,8 @@ _END_OF_TURN = re.compile(
     re.I,
 )
 _SPECIAL = re.compile(r"<[|\uff5c][^|\uff5c<>\s]{1,40}[|\uff5c]>|<(?:s|bos|pad|unk)>|\[/INST\]", re.I)
+_STRUCK = re.compile(r"<(s|del|strike)>([^<>\n]{1,40})</\1>(?=[^<>\n]*[^\s<>.])", re.I)
+"""What a model crosses out; a tag <s> before nothing else begins a text."""
 _QUOTES = "`'\"\u2018\u2019\u201c\u201d"
 
 
@@ -87,6 +91,7 @@ def answer_of(reply: str) -> Answer:
     if thinking:
         return Answer("", True)
     text = _ROLE.sub("\n", text, count=1)
+    text = _STRUCK.sub(lambda struck: f"~~{struck[2]}~~", text)
     for end in _END_OF_TURN.finditer(text):  # what a model writes after its turn is no answer to us
         if text[: end.start()].strip():
             text = text[: end.start()]
@@ -125,7 +130,7 @@ def _is_mentioned(text: str, found: re.Match[str]) -> bool:
 def _after_thinking(text: str) -> tuple[str, bool]:
     """What follows the last closing tag of thoughts; whether another opens after it."""
     closing, opening = 0, -1
-    for pattern in (_THINKING_TAG, _BRACKETED):
+    for pattern in (_THINKING_TAG, _BRACKETED, _ONE_BAR):
         for found in pattern.finditer(text):
             if _is_mentioned(text, found):
                 continue
@@ -139,6 +144,8 @@ def _after_thinking(text: str) -> tuple[str, bool]:
 def _closes(found: re.Match[str]) -> bool:
     if found.re is _BRACKETED:
         return bool(found[1] or found[3])
+    if found.re is _ONE_BAR:
+        return not found["opens"] or found["opens"] == "final"
     return bool(found["end"]) or found["name"].endswith("95")
 
 
