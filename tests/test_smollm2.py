@@ -106,7 +106,7 @@ def test_a_score_and_its_log_probabilities_are_those_of_a_full_decode(model: lla
     assert reply.text == max(by_choice, key=by_choice.__getitem__)
     assert reply.logprobs is not None
     for choice, value in by_choice.items():
-        assert reply.logprobs[choice] == pytest.approx(value - norm, abs=0.1), "more than 8-bit activations explain"
+        assert reply.logprobs[choice] == pytest.approx(value - norm, abs=0.2), "more than 8-bit activations explain"
 
 
 def test_names_of_special_tokens_in_a_row_are_text(model: llama_cpp.LlamaCpp) -> None:

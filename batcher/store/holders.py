@@ -15,7 +15,7 @@ SAY_AFTER = 1.0
 SAY_AGAIN = 30.0
 """Seconds until the same is said again."""
 
-_said: dict[str, float] = {}
+_said: dict[tuple[str, str], float] = {}
 
 
 def holder(message: str) -> str:
@@ -46,8 +46,10 @@ def _started(process: Path) -> datetime:
 def say_waiting(path: Path, message: str) -> None:
     """Say on stderr who is being waited for, once in a while."""
     text, now = f"waiting for {holder(message)}, which has {path} open", time.monotonic()
-    if now - _said.get(text, -SAY_AGAIN) >= SAY_AGAIN:
-        _said[text] = now
+    pid = re.search(r"PID (\d+)", message)
+    about = (str(path), pid[1] if pid else "")  # not the text: the start of a process is known to a second or so
+    if now - _said.get(about, -SAY_AGAIN) >= SAY_AGAIN:
+        _said[about] = now
         with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
