@@ -293,3 +293,51 @@ def test_turns_and_system_text_survive_an_export_in_another_format(
     first, second = read_examples(tmp_path / f"b.{suffix}").examples
     assert (first.system, first.turns, first.instruction) == ("S", (Turn("user", "a"), Turn("assistant", "b")), "Q")
     assert (second.system, second.turns, second.output) == ("", (), "A")
+
+
+def test_a_first_line_that_names_the_sign_between_cells_is_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.csv"
+    path.write_text("sep=;\r\ninstruction;output\r\nName a river, a long one.;The Nile\r\n", newline="")
+    read = read_examples(path)
+    assert [(e.instruction, e.output) for e in read.examples] == [("Name a river, a long one.", "The Nile")]
+
+
+def test_a_table_with_its_names_apart_from_its_cells_is_read_by_the_names(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    columns = ["output", "id", "instruction"]
+    path.write_text(
+        json.dumps({"columns": columns, "index": [0, 1], "data": [["Nile", 1, "A river"], ["Etna", 2, "M"]]})
+    )
+    read = read_examples(path)
+    assert [(e.instruction, e.output) for e in read.examples] == [("A river", "Nile"), ("M", "Etna")]
+    assert read.row_format == "alpaca"
+
+
+def test_shards_that_are_missing_are_named(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for number in (0, 2, 3):
+        jsonl(folder / f"train-{number:05}-of-00005.jsonl", row(f"shard {number}"))
+    (found,) = import_files(store, [folder])
+    assert "2 of 5 shards are missing: train-00001-of-00005, ..." in found.detail
+    files = [folder / f"train-{number:05}-of-00005.jsonl" for number in (0, 2)]
+    (found,) = import_files(store, files, dataset="two")
+    assert "3 of 5 shards are missing" in found.detail
+    jsonl(folder / "train-00001-of-00005.jsonl", row("one"))
+    jsonl(folder / "train-00004-of-00005.jsonl", row("four"))
+    (found,) = import_files(store, [folder], dataset="all")
+    assert "missing" not in found.detail
+
+
+def test_one_row_with_two_conversations_is_a_row_and_no_list_to_extract(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    path = jsonl(tmp_path / "arena.jsonl", {"conversation_a": talk, "conversation_b": talk[:1], "winner": "tie"})
+    with pytest.raises(DatasetError, match="found the keys 'conversation_a', 'conversation_b', 'winner'"):
+        read_examples(path)
+
+
+def test_text_in_utf_32_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "wide.json"
+    path.write_bytes(json.dumps([row("a")]).encode("utf-32"))
+    with pytest.raises(DatasetError, match="UTF-32"):
+        read_examples(path)

@@ -102,10 +102,16 @@ def open_data_file(
 def _rows_of_table(only: FileRow) -> list[FileRow]:
     """The only row of a file, or the rows of a table where it holds one by its columns, as pandas writes them.
 
-    {"instruction": {"0": "a", "1": "b"}, "output": {...}}, or lists in the place of the inner objects.
+    {"instruction": {"0": "a", "1": "b"}, "output": {...}}, or lists in the place of the inner objects, or the names
+    apart from the cells: {"columns": ["instruction", "output"], "data": [["a", "b"]]}.
     """
     table = only.row
     if not isinstance(table, dict) or len(table) < 2:
+        return [only]
+    names, lines = table.get("columns"), table.get("data")
+    if set(table) <= {"columns", "index", "data"} and isinstance(names, list) and isinstance(lines, list):
+        if all(isinstance(line, list) and len(line) == len(names) == len(set(map(str, names))) for line in lines):
+            return [FileRow(only.line, dict(zip(map(str, names), line, strict=True))) for line in lines] or [only]
         return [only]
     fits = row_format_of(table)
     if fits is not None and _is_usable(fits, table):

@@ -20,13 +20,18 @@ from alpasift.batcher.data.files.text import decode_line
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
+_NAMES_DELIMITER = re.compile(r'"?sep=([,;\t|])"?', re.I)
+"""A first line that a spreadsheet writes to say what stands between the cells."""
+
 
 def read_csv(path: Path, stream: BinaryIO) -> Iterator[FileRow]:
     csv.field_size_limit(LONGEST_ROW)
     lines = _lines(path, stream)
     first = next(lines, "")
     raw: list[str] = []
-    delimiter = delimiter_of(first)
+    delimiter, above = delimiter_of(first), 0
+    if _NAMES_DELIMITER.fullmatch(first.strip()):
+        first, above = next(lines, ""), 1
     reader = csv.reader(_noting(itertools.chain([first], lines), raw), strict=True, delimiter=delimiter)
     try:
         header = next(reader)
@@ -34,21 +39,25 @@ def read_csv(path: Path, stream: BinaryIO) -> Iterator[FileRow]:
         header = [unguard(name) for name in header] if marked else header
         twice = sorted({n for n in header if header.count(n) > 1})
         if twice:
-            raise DatasetError(f"{path}:1: more than one column is named {', '.join(map(repr, twice))}; rename them")
-        line = reader.line_num + 1
+            raise DatasetError(
+                f"{path}:{1 + above}: more than one column is named {', '.join(map(repr, twice))}; rename them"
+            )
+        line = reader.line_num + 1 + above
         for cells in reader:
             raw.clear()
             if len(cells) == len(header):
                 yield FileRow(line, dict(zip(header, map(unguard, cells) if marked else cells, strict=True)))
             elif cells:
                 yield FileRow(line, None, delimiter.join(cells), "wrong_columns")
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + above
     except csv.Error as error:
-        raise DatasetError(f"{path}:{reader.line_num}: broken csv, {error}; is a quote not closed?") from error
+        raise DatasetError(f"{path}:{reader.line_num + above}: broken csv, {error}; is a quote not closed?") from error
 
 
 def delimiter_of(header: str) -> str:
     """What stands between the cells of this header: whatever makes the most cells, a comma where that is not clear."""
+    if named := _NAMES_DELIMITER.fullmatch(header.strip()):
+        return named[1]
     counts = {}
     for delimiter in DELIMITERS:
         try:

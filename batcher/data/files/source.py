@@ -23,6 +23,8 @@ from alpasift.batcher.data.files.json_list import holds_objects
 from alpasift.batcher.data.files.names import format_of
 from alpasift.batcher.data.files.text import PACKED, open_content
 
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})(?=\.|$)")
+
 
 class Source(NamedTuple):
     """A file that was looked at: how to read it, and what an export must know to write it again."""
@@ -66,6 +68,7 @@ _MAGIC = {
     b"SQLite format 3": ("an SQLite database", "export its table as csv or jsonl"),
     b"version https://git-lfs": ("a Git LFS pointer, not the data", "fetch it with `git lfs pull`"),
     b"<": ("HTML or XML", "download the data itself, not the page about it"),
+    b"\xff\xfe\0\0": ("text in UTF-32", "convert it with `iconv -f UTF-32 -t UTF-8 IN > OUT`"),
     b"\xff\xfe": ("text in UTF-16", "convert it with `iconv -f UTF-16 -t UTF-8 IN > OUT`"),
     b"\xfe\xff": ("text in UTF-16", "convert it with `iconv -f UTF-16 -t UTF-8 IN > OUT`"),
 }
@@ -186,7 +189,8 @@ def _inspect_folder(path: Path, split: str | None) -> Source:
     detail = f"split {name}" if len(found.splits) > 1 or not found.saved else ""
     if found.saved:
         return Source(found.splits[name][0], "save_to_disk", files, _schema(files[0]), detail)
-    return inspect_files(files)._replace(path=path, detail=f"{detail}, {_count(files)}")
+    shown = (detail, _count(files), *missing_shards(files))
+    return inspect_files(files)._replace(path=path, detail=", ".join(shown))
 
 
 def inspect_files(paths: Sequence[Path]) -> Source:
@@ -206,7 +210,30 @@ def inspect_files(paths: Sequence[Path]) -> Source:
     if columns is not None and not all(part.columns == columns for part in parts):
         columns = None
     files = tuple(part.path for part in parts)
-    return Source(paths[0], formats[0], files, columns, ", ".join(filter(None, (_count(files), parts[0].detail))))
+    return Source(
+        paths[0],
+        formats[0],
+        files,
+        columns,
+        ", ".join(filter(None, (_count(files), *missing_shards(files), parts[0].detail))),
+    )
+
+
+def missing_shards(files: Sequence[Path]) -> list[str]:
+    """What numbered files lack, in words: "1 of 3 shards is missing: train-00001-of-00003"."""
+    there: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if shard := _SHARD.match(file.name):
+            there.setdefault((shard["stem"], int(shard["of"])), set()).add(int(shard["number"]))
+    found = []
+    for (stem, count), numbers in sorted(there.items()):
+        lacking = count - len(numbers)
+        first = next((number for number in range(count) if number not in numbers), None)
+        if lacking > 0 and first is not None:
+            verb = "is" if lacking == 1 else "are"
+            more = "" if lacking == 1 else ", ..."
+            found.append(f"{lacking:,} of {count:,} shards {verb} missing: {stem}-{first:05}-of-{count:05}{more}")
+    return found
 
 
 def _count(files: Sequence[Path]) -> str:

@@ -248,6 +248,9 @@ def _mapped(keys: tuple[str, ...], mapping: Mapping[str, str]) -> RowFormat | No
     return row_format if taken <= set(keys) and row_format.instruction in keys and row_format.output in keys else None
 
 
+_MESSAGE_KEYS = frozenset({"role", "content", "from", "value", "speaker"})
+
+
 def _no_row_format(name: str, mapping: Mapping[str, str] | None, rows: Sequence[Row], detected: str | None) -> str:
     if not rows:
         return "the rows are not JSON objects with keys such as instruction and output"
@@ -256,6 +259,7 @@ def _no_row_format(name: str, mapping: Mapping[str, str] | None, rows: Sequence[
         wanted = ", ".join(f"{t}={k}" for t, k in mapping.items())
         return f"no row has the keys of --map {wanted} with an instruction and an output; the first row has {keys}"
     inner = [k for k, v in rows[0].items() if len(rows) == 1 and isinstance(v, list) and v and isinstance(v[0], dict)]
+    inner = [k for k in inner if _MESSAGE_KEYS.isdisjoint(rows[0][k][0])]  # one row with a conversation is a row
     if inner:
         return (
             f"the file is one object with a list under {inner[0]!r}; extract the list: `jq '.{inner[0]}' IN > OUT.json`"
