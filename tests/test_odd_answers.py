@@ -9,6 +9,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -243,7 +244,7 @@ def forms(secret: str) -> list[str]:
         base64.b64encode(f"{before}{secret}{after}".encode()) for before in ("", "a", "ab") for after in ("", "z")
     ]
     encoded += [base64.urlsafe_b64encode(f"Bearer {secret}".encode()), secret.encode().hex().upper().encode()]
-    return [secret, *(form.decode() for form in encoded)]
+    return [secret, quote(secret, safe=""), secret.upper(), *(form.decode() for form in encoded)]
 
 
 def test_the_key_and_its_base64_are_taken_out_of_a_text_and_the_rest_stays(secret: str) -> None:
@@ -283,3 +284,29 @@ def test_a_server_that_echoes_the_key_leaves_no_trace_of_it(
     for form in forms(secret):
         assert form.encode() not in held and form not in shown and form not in rows
     assert "[key]" in rows
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        "your key is k3y%2Fwith%2Bsigns%3D%3Dq&limit=4",
+        '"Bearer k3y\\/with+signs==q"',
+        "KEY K3Y/WITH+SIGNS==Q",
+        "k3y%2fwith%2bsigns==q",
+    ],
+)
+def test_a_key_with_signs_is_taken_out_as_urls_and_json_write_it(echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k3y/with+signs==q")
+    for scrubbed in (without_key(f"before {echo} after"), clean(echo)):
+        assert "[key]" in scrubbed and "signs" not in scrubbed.lower()
+
+
+def test_of_several_choices_the_first_by_its_index_is_the_answer() -> None:
+    usage = {"prompt_tokens": 90, "completion_tokens": 2}
+    choices = [
+        None,
+        {"index": 1, "message": {"content": "2"}, "finish_reason": "length"},
+        {"index": 0, "message": {"content": "4"}, "finish_reason": "stop"},
+    ]
+    reply = reply_of("a", "k", "r", {"choices": choices, "usage": usage})
+    assert (reply.text, reply.finish_reason) == ("4", "stop")

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from alpasift.graders.api.listed_prices import listed
 from alpasift.graders.api.price_file import find_overrides, read_overrides
 from alpasift.graders.api.price_lookup import NoBatchPrice, UnknownPrice, age_warning, price_of
-from alpasift.graders.api.prices import MAX_PROMPT_TOKENS, Price, PriceError, ceiling, charge, thaw
+from alpasift.graders.api.prices import (
+    MAX_PROMPT_TOKENS,
+    Price,
+    PriceError,
+    UsageError,
+    ceiling,
+    charge,
+    thaw,
+)
 from conftest import cli_environment
 
 DAY = date(2026, 11, 21)
@@ -440,3 +448,15 @@ def test_a_price_older_than_thirty_days_is_told() -> None:
 def test_a_price_without_a_date_is_told() -> None:
     price = Price(Decimal("1e-7"), Decimal("1e-7"), Decimal("1e-7"), Decimal("1e-7"))
     assert age_warning(price, DAY, "m") == "prices of m have no date; check them, and put newer prices in prices.toml"
+
+
+def test_a_usage_of_zeros_proves_nothing_where_a_prompt_costs_money() -> None:
+    def own(rate: Decimal) -> Price:
+        return Price(input=rate, output=rate, cached_input=rate, cache_write=rate)
+
+    zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    paid = own(Decimal("0.000001"))
+    with pytest.raises(UsageError, match="the usage is zero"):
+        charge(paid, zeros)
+    free = own(Decimal(0))
+    assert charge(free, zeros) == 0

@@ -53,7 +53,8 @@ def without_key(text: str) -> str:
 
 
 def without_secret(text: str, least: int = 4) -> str:
-    """Text without the key that this process uses: as it is, in base64 at any place of what was encoded, in hex.
+    """Text without the key that this process uses: as it is, as a URL or JSON writes it, in base64 at any place of
+    what was encoded, in hex.
 
     A key of fewer than `least` characters is a word ("none"), no secret.
     """
@@ -78,6 +79,15 @@ _used: set[str] = set()
 _looked_at: set[str] = set()
 
 
+def _spelled(character: str) -> str:
+    """A pattern of one character of the key, as text, URLs and JSON write it: "/" is also "%2F" and "\\/"."""
+    if character.isalnum():
+        return re.escape(character)
+    encoded = "".join(f"%{byte:02x}" for byte in character.encode())
+    escaped = f"u{ord(character):04x}" if ord(character) < 0x10000 else ""
+    return rf"(?:\\?{re.escape(character)}|{encoded}" + (rf"|\\{escaped})" if escaped else ")")
+
+
 @lru_cache(maxsize=16)
 def _forms(key: str) -> re.Pattern[str]:
     """The key and what it becomes inside an encoded text.
@@ -86,7 +96,7 @@ def _forms(key: str) -> re.Pattern[str]:
     edges, which hold bits of its neighbours too, are taken with it.
     """
     data = key.encode()
-    forms = [re.escape(key)]
+    forms = [f"(?i:{''.join(map(_spelled, key))})"]
     if len(data) >= 6:
         for before in range(3):
             inner = b64encode(bytes(before) + data).decode().rstrip("=")

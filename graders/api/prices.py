@@ -96,6 +96,8 @@ def charge(price: Price, usage: Mapping[str, Any] | None) -> Decimal:
     written = _count(details, "cache_write_tokens", optional=True)
     if cached + written > prompt:
         raise UsageError(f"{cached} cached and {written} written tokens are more than the {prompt} of the prompt")
+    if not prompt and not completion and max(price.input, price.output) > 0:
+        raise UsageError("the usage is zero, and a prompt was sent")  # zeros stand where nobody has counted
     plain = prompt - cached - written
     return plain * price.input + cached * price.cached_input + written * price.cache_write + completion * price.output
 

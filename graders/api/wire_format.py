@@ -170,7 +170,8 @@ def _reply_of(attempt: str, key: str, request_id: str, body: Any) -> Reply:
     whole = body if isinstance(body, dict) else {}
     usage, choices = whole.get("usage"), whole.get("choices")
     usage = usage if isinstance(usage, dict) else None
-    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    given = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    first = next((choice for choice in given if choice.get("index") == 0), given[0] if given else {})
     message = first.get("message")
     if usage is None and not isinstance(message, dict):
         return Reply(attempt, key, request_id, "unknown", error=_why_no_answer(whole), raw=_raw(body))
