@@ -130,7 +130,7 @@ def read_score(text: str | None, rubric: Rubric, finish_reason: str | None = "st
         return Reading(None, "cut_off" if cut else "empty", stripped)
     if len(answer.text) > LONGEST:
         return Reading(None, "cut_off" if cut else "unreadable", stripped)
-    in_lines, why = as_lines(answer.text, rubric.dimension)
+    in_lines, why = as_lines(answer.text, rubric.dimension, cut)
     reply = _Reply(in_lines, "\n".join(part for part in (why, answer.beside) if part), rubric, cut)
     found = reply.score()
     if isinstance(found, Statement):
@@ -207,7 +207,12 @@ class _Reply:
 
         A name of the dimension goes before a total of several; a total goes before the parts that a list names.
         """
-        found = [one for i in self.filled for one in self.lines[i].named if one.name != "vague" or self._says_enough(i)]
+        found = [
+            one
+            for i in self.filled
+            for one in self.lines[i].named
+            if one.name != "vague" or (self._says_enough(i) and not self._answered_before(one, i))
+        ]
         totals = [one for one in found if one.name == "total" and not one.listed]
         owns = [one for one in found if one.name == "own"]
         place = self._place()
@@ -227,6 +232,14 @@ class _Reply:
     def _says_enough(self, at: int) -> bool:
         """Whether "Answer: 4" or "Total: 4" is about the score: alone, or where the rubric has its last line."""
         return len(self.filled) == 1 or (self.rubric.score == "last" and at == self.filled[-1] and not self.cut)
+
+    def _answered_before(self, one: Statement, at: int) -> bool:
+        """Whether an earlier line gives the same number as an answer or result, so that it is the row's: "it is 4"."""
+        stated = re.compile(
+            rf"\b(?:answer|result|solution|value|sum|total)\b[^.!?]{{0,60}}\b(?:is|was|be|of)\s{re.escape(one.value)}(?![\d.,]\d|\d)",
+            re.I,
+        )
+        return any(stated.search(self.plain[i]) for i in self.filled if i < at)
 
     def _place(self) -> int | None:
         """The line where the rubric has its answer: the first one or the last one that says anything."""

@@ -19,6 +19,8 @@ _WORDS = (
     "|i|we|meant|mean|go|with|call|say|let's|let me|strictly|speaking|honestly|overall|my|score|rating|grade|is"
     "|to|just|only|on|second|third|thoughts?|reflection|conclusion|in|closer|better|fairer|more like|but|also|ps"
 )
+_ITEM = re.compile(r"\(?\d{1,3}[.)]")
+"""The number of a list's item."""
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+")
 
 
@@ -36,5 +38,8 @@ def restated(text: str, rubric: Rubric) -> list[str]:
     """The values that sentences of this line give alone, as they are spelled."""
     if rubric.labels:
         return []
-    found = (_pattern(rubric).fullmatch(sentence) for sentence in _SENTENCE.split(text[:LOOKED_AT]))
+    sentences = _SENTENCE.split(text[:LOOKED_AT])
+    if len(sentences) > 1 and _ITEM.fullmatch(sentences[0]):
+        sentences = sentences[1:]
+    found = (_pattern(rubric).fullmatch(sentence) for sentence in sentences)
     return [match["value"] for match in found if match]

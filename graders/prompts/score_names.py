@@ -148,6 +148,8 @@ def _kind(words: Sequence[str], own: set[str]) -> Name | None:
         return "total"
     if any(word in _TOTAL for word in words):
         return "vague"
+    if any(word in ("response", "output", "row", "pair") for word in words):
+        return None  # what the row answers
     return "vague" if any(word in _VAGUE for word in words) else None
 
 

@@ -80,7 +80,7 @@ _DIMENSIONS = re.compile(
 )
 
 _RANGE_BESIDE = re.compile(
-    rf"\s{{0,3}}[(\[][^()\[\]\d]{{0,40}}({DIGITS})\s?(?:-|\u2013|\u2014|to|\.\.)\s?({DIGITS})[^()\[\]\d]{{0,20}}[)\]]",
+    rf"\s{{0,3}}[(\[][^()\[\]\d]{{0,40}}({DIGITS})\s?(?:-|\u2013|\u2014|to|\.\.)\s?({DIGITS})\s?[)\]]",
     re.I,
 )
 """A range in parentheses after a number: "4 (asteikolla 4-10)"."""
@@ -235,7 +235,7 @@ def _second_number(spelled: str, tail: str, rubric: Rubric) -> bool:
         rf"\s*(?:{_HEDGE}){{0,4}}(?P<value>{value}{words})(?P<after>\s?/\s?\d{{1,3}}(?:\.0)?)?(?P<percent>%?)[\s\"')\]]*",
         re.I if not rubric.labels else 0,
     )
-    for clause in re.split(r"[,;:()\[\]|\u2013\u2014!?]|\.(?=\s|$)|\s-\s|->", tail[:MOST_LOOKED_AT].lstrip(" :")):
+    for clause in re.split(r"[,;()\[\]|\u2013\u2014!?]|\.(?=\s|$)|\s-\s|->", tail[:MOST_LOOKED_AT].lstrip(" :")):
         found = alone.fullmatch(clause)
         if found and not found["percent"] and found["value"] != spelled:
             word = found["value"].lower()

@@ -64,8 +64,11 @@ class _NotAnObject(ValueError):
     pass
 
 
-def as_lines(text: str, dimension: str) -> tuple[str, str]:
-    """The text with its objects and tags as lines, and the explanations that they held."""
+def as_lines(text: str, dimension: str, cut: bool = False) -> tuple[str, str]:
+    """The text with its objects and tags as lines, and the explanations that they held.
+
+    Of a text that was `cut` off, a tag that nothing closes is a line that has no end.
+    """
     if "\\boxed" in text:
         text = _BOXED.sub(r" \1 ", text)
     if "\\text" in text:
@@ -94,7 +97,7 @@ def as_lines(text: str, dimension: str) -> tuple[str, str]:
     flat = "".join(out)
     if "|" in flat:
         flat = _TABLE.sub(_as_pairs, flat)
-    return _tags_as_lines(flat, dimension), "\n".join(beside)
+    return _tags_as_lines(flat, dimension, cut), "\n".join(beside)
 
 
 def _as_pairs(table: re.Match[str]) -> str:
@@ -164,7 +167,7 @@ def _above(found: Pairs) -> list[str]:
     return above
 
 
-def _tags_as_lines(text: str, dimension: str) -> str:
+def _tags_as_lines(text: str, dimension: str, cut: bool) -> str:
     text = _MATHS.sub(r"\1", text)
     if "<" not in text:
         return text
@@ -172,7 +175,11 @@ def _tags_as_lines(text: str, dimension: str) -> str:
     names = rf"(?:overall[_ ]|final[_ ]|total[_ ])?(?:score|rating|points)|{re.escape(dimension)}(?:[_ ]score)?"
     text = re.sub(
         rf"<({names})>([^<>]{{0,80}})(?:</(?:{names})>|\Z)",
-        lambda tag: f"\n{tag[1]}: {tag[2]}\n" if _stands_alone(text, tag.start(), tag.end()) else " (a tag) ",
+        lambda tag: (
+            f"\n{tag[1]}: {tag[2]}" + "\n" * (not cut or tag[0].endswith(">"))
+            if _stands_alone(text, tag.start(), tag.end())
+            else " (a tag) "
+        ),
         text,
         flags=re.I,
     )
