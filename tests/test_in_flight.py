@@ -8,8 +8,9 @@ import pytest
 
 from alpasift.batcher.engine.in_flight import counted, interrupted
 from alpasift.batcher.money.ledger import LedgerAlarm
+from alpasift.batcher.planning.auto import offers_for
 from alpasift.graders.rehearsal.server import Rehearsal
-from batch_harness import MARKER, PRICES, gather, grade, key, marked_store
+from batch_harness import MARKER, MODEL, PRICES, gather, grade, key, marked_store, options
 
 
 def test_an_interrupt_names_the_batch_and_runs_and_status_count_what_is_collected_later(tmp_path: Path) -> None:
@@ -23,6 +24,9 @@ def test_an_interrupt_names_the_batch_and_runs_and_status_count_what_is_collecte
         (progress,) = store.query("progress")
         assert (progress["scored"], progress["in_flight"], progress["not_graded"]) == (1, 5, 0)
         assert store.query("runs", row_limit=1)[0]["replied"] == 1
+        version_id = str(store.locked_query("select version_id from dataset_versions").rows[0][0])
+        planned = offers_for(store, version_id, [f"openai_batch:{MODEL}"], settings=options(server))[0]
+        assert (planned.rows, planned.already, planned.in_flight) == (0, 1, 5)
         server.advance(2 * 3600)
         found = gather(store, server)
         assert (found.replies, found.in_flight, found.alarms) == (5, 0, ())

@@ -429,6 +429,55 @@ def test_a_limit_that_nobody_fits_ends_with_code_three_and_the_nearest(
     assert alpasift("plan", *named, "--max-usd", "one").code == 2
 
 
+def test_a_plan_above_the_budget_says_so_and_how_many_rows_fit(alpasift: Call, tmp_path: Path) -> None:
+    """20 rows at 0.00044 dollars a request, as learned from 20 answers: 0.0088; two requests a row: 0.0176."""
+    write_rows(tmp_path / "r.jsonl", some_rows(40))
+    (tmp_path / "p.toml").write_text(TAKES)
+    alpasift("import", "r.jsonl")
+    alpasift("grade", "--grader", "fake:p.toml", "--limit", "20", "--budget", "1", "--yes")
+    spent = 20 * D("0.00044")
+    over = alpasift("plan", "--grader", "fake:p.toml", "--budget", spent + D("0.00442"))
+    assert over.out.splitlines()[2].endswith("over the budget")
+    wanted = "20 rows should cost $0.0088 and $0.0044 is free. --limit 10 grades what fits, or raise --budget"
+    assert wanted in " ".join(over.out.split())
+    assert "over the budget" not in alpasift("plan", "--grader", "fake:p.toml", "--budget", "1").out
+    assert "over the budget" not in alpasift("plan", "--grader", "rules", "--budget", "0").out
+    twice = alpasift("plan", "--grader", "fake:p.toml", "--budget", spent + D("0.0089"), "--samples", "2")
+    shown = " ".join(twice.out.split())
+    assert "40 rows should cost $0.0352 and $0.0089 is free. --limit 10 grades what fits" in shown
+    assert "2 requests for each row" in shown
+    refused = alpasift("grade", "--grader", "fake:p.toml", "--samples", "2", "--budget", spent + D("0.0001"), "--yes")
+    assert (refused.code, "40 rows should cost" in refused.err) == (4, True)
+
+
+def test_auto_may_be_named_among_the_graders_to_compare(
+    alpasift: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "r.jsonl", some_rows(5))
+    alpasift("import", "r.jsonl")
+    none = alpasift("plan", "--grader", "auto")
+    assert (none.code, "no grader named" in none.out) == (3, False)
+    assert "--grader auto: no grader to choose from" in none.out
+    assert "auto" not in offers(alpasift("plan", "--grader", "auto", "--grader", "rules", "--json"))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    both = alpasift("plan", "--grader", "auto", "--grader", "openai_batch:gpt-4.1-nano")
+    assert both.code == 0
+    assert "--grader auto: openai_batch:gpt-4.1-nano: $" in both.out
+
+
+def test_what_helps_goes_by_the_limit_that_nobody_fits() -> None:
+    ends = {
+        "raise --max-usd, or grade fewer rows with --limit": {"max_usd": D(1)},
+        "raise --budget, or grade fewer rows with --limit": {"free_usd": D("0.10")},
+        "raise --max-hours, or grade fewer rows with --limit": {"max_hours": 1},
+        "give a grader that runs on this machine, or drop --local-only": {"local_only": True},
+    }
+    for end, limits in ends.items():
+        with pytest.raises(BackendUnavailable) as error:
+            choose([NANO], **limits)  # type: ignore[arg-type]
+        assert str(error.value).endswith("; " + end)
+
+
 def test_plan_for_people_is_a_table_with_what_one_should_know_under_it(alpasift: Call, tmp_path: Path) -> None:
     write_rows(tmp_path / "r.jsonl", some_rows(5))
     lines = alpasift("plan", "r.jsonl").out.splitlines()

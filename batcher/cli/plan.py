@@ -22,7 +22,7 @@ from alpasift.batcher.cli.options import (
     usd,
 )
 from alpasift.batcher.cli.printing import note, plain, print_json, print_paragraph, print_table
-from alpasift.batcher.cli.reports import print_import
+from alpasift.batcher.cli.reports import counted, print_import
 from alpasift.batcher.engine.progress import duration
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ def plan_command(
     if found.imported is not None:
         print_import(found.imported)
     version = found.dataset
+    auto = not graders or any(spec.strip() == "auto" for spec in graders)
+    limited = max_usd is not None or bool(max_hours) or local_only
     if form:
         choice = {"grader": found.chosen.grader if found.chosen else None, "reason": found.reason}
         limits = {"max_usd": max_usd, "max_hours": max_hours, "local_only": local_only, "free_usd": found.free_usd}
@@ -126,17 +128,15 @@ def plan_command(
         )
     else:
         click.echo(f"{plain(version.label)}: {version.rows:,} rows")
-        _print_offers(found.offers)
+        _print_offers(found.offers, found.free_usd)
         if warning := addressed_note(found.addressed):
             click.echo(warning)
-        limited = max_usd is not None or bool(max_hours) or local_only
-        if not graders or (limited and found.chosen is None):
+        if auto:
             click.echo(f"--grader auto: {plain(found.reason)}")
-        elif limited and found.chosen is not None:
+        elif limited:
             click.echo(f"within these limits: {plain(found.reason)}")
-    wanted = bool(
-        max_usd is not None or max_hours or local_only or any(kind(spec) not in NEVER_AUTO for spec in found.named)
-    )
+    named = [spec for spec in found.named if kind(spec) not in NEVER_AUTO]
+    wanted = limited or bool(named) or (auto and bool(graders))
     return 3 if found.chosen is None and wanted else 0
 
 
@@ -146,8 +146,10 @@ def _as_json(one: Offer) -> dict[str, Any]:
     return {
         "grader": one.grader,
         "rubric": one.rubric,
-        "rows": estimate.requests if estimate else None,
+        "rows": one.rows if estimate else None,
+        "requests": estimate.requests if estimate else None,
         "already": one.already,
+        "in_flight": one.in_flight,
         **_numbers(estimate),
         "leaves_machine": one.leaves_machine,
         "calibrated": one.calibrated,
@@ -187,20 +189,27 @@ _REMARKS = {
 }
 
 
-def _print_offers(offers: Sequence[Offer]) -> None:
-    """A table of offers, one grader a line, and under it what a person should know, each thing once."""
+def _print_offers(offers: Sequence[Offer], free_usd: Decimal | None) -> None:
+    """A table of offers, one grader a line, and under it what a person should know, each thing once.
+
+    `free_usd` is what the budget leaves; an offer that is expected to cost more says so. None without a budget.
+    """
     from alpasift.batcher.grading.open_grader import kind
 
     table = []
     for one in offers:
         measured = "calibrated" if one.calibrated else one.audited or "never calibrated"
         remark = _REMARKS.get(kind(one.grader), measured)
-        table.append((one.grader, one.rubric, *_cells(one.estimate), "not available here" if one.why_not else remark))
+        if one.why_not:
+            remark = "not available here"
+        elif _over(one, free_usd):
+            remark = "over the budget"
+        table.append((one.grader, one.rubric, *_cells(one), remark))
     columns = ("grader", "rubric", "rows", "expected", "likely", "at most", "sync", "time", "remark")
     shown = [i for i, column in enumerate(columns) if column != "sync" or any(row[i] for row in table)]
     print_table([columns[i] for i in shown], [[row[i] for i in shown] for row in table])
     click.echo()
-    remarks = [(one.grader, _remarks(one)) for one in offers]
+    remarks = [(one.grader, _remarks(one, free_usd)) for one in offers]
     by_line: dict[str, list[str]] = {}
     for name, lines in remarks:
         for line in lines:
@@ -212,9 +221,10 @@ def _print_offers(offers: Sequence[Offer]) -> None:
         print_paragraph(f"{joined}: " + "; ".join(lines).replace("\n", "\n    "))
 
 
-def _cells(estimate: Estimate | None) -> tuple[str, ...]:
+def _cells(one: Offer) -> tuple[str, ...]:
     from alpasift.batcher.planning.choice import dollars
 
+    estimate = one.estimate
     if estimate is None:
         return ("",) * 6
     low, high = estimate.seconds_low, estimate.seconds_high
@@ -224,7 +234,7 @@ def _cells(estimate: Estimate | None) -> tuple[str, ...]:
     time += f", {estimate.seconds_from}" if estimate.seconds_from else ""
     likely = f"{dollars(estimate.usd_low)} to {dollars(estimate.usd_high)}" if estimate.usd_high else ""
     return (
-        f"{estimate.requests:,}",
+        f"{one.rows:,}",
         dollars(estimate.usd),
         likely,
         dollars(estimate.ceiling_usd),
@@ -233,13 +243,26 @@ def _cells(estimate: Estimate | None) -> tuple[str, ...]:
     )
 
 
-def _remarks(one: Offer) -> list[str]:
+def _over(one: Offer, free_usd: Decimal | None) -> bool:
+    """Whether an offer is expected to cost more than the budget leaves, so that `grade` would send nothing."""
+    return free_usd is not None and one.estimate is not None and max(free_usd, Decimal(0)) < one.estimate.usd
+
+
+def _remarks(one: Offer, free_usd: Decimal | None) -> list[str]:
     """The lines under the table for one offer."""
+    from alpasift.batcher.engine.estimates import over_budget
+
     lines = [f"not available here: {one.why_not}"] if one.why_not else []
     if one.estimate is None:
         return lines
+    if free_usd is not None and _over(one, free_usd):
+        lines.append(". ".join(over_budget(one.estimate, free_usd, one.samples)))
     if one.already:
-        lines.append(f"{one.already:,} rows already graded")
+        lines.append(f"{counted(one.already, 'row')} already graded")
+    if one.in_flight:
+        lines.append(f"{counted(one.in_flight, 'row')} in flight with a batch; `alpasift collect` fetches the results")
+    if one.samples > 1:
+        lines.append(f"{one.samples} requests for each row")
     if one.leaves_machine != "nothing":
         lines.append(f"sent off this machine: {one.leaves_machine}")
     if one.estimate.rounds:

@@ -57,8 +57,11 @@ def _scaled(sample: Estimate, count: int) -> Estimate:
     )
 
 
-def check_affordable(store: Store, estimate: Estimate, budget: Decimal | None, run_budget: Decimal | None) -> None:
-    """Raise BudgetExceeded when the expected cost is more than is free. `budget` is the cap that the run is to set."""
+def check_affordable(
+    store: Store, estimate: Estimate, budget: Decimal | None, run_budget: Decimal | None, samples: int = 1
+) -> None:
+    """Raise BudgetExceeded when the expected cost is more than is free. `budget` is the cap that the run is to set,
+    `samples` how many requests a row takes."""
     with store.reader() as con:
         now = ledger.balance(con)
     cap = budget if budget is not None else now.budget
@@ -66,11 +69,19 @@ def check_affordable(store: Store, estimate: Estimate, budget: Decimal | None, r
     free = free if run_budget is None else min(free, run_budget)
     if estimate.usd <= free:
         return
-    each = estimate.usd / estimate.requests
-    fits = int(max(free, Decimal(0)) / each) if each else estimate.requests
-    advice = f"--limit {fits} grades what fits, or" if fits else "No row fits the budget;"
     capped = run_budget is not None and free == run_budget
-    raise BudgetExceeded(
-        f"{estimate.requests} rows should cost {show_usd(estimate.usd)} and {show_usd(free)} is free; "
-        f"nothing was sent. {advice} raise {'--run-budget' if capped else '--budget'}"
-    )
+    problem, advice = over_budget(estimate, free, samples, "--run-budget" if capped else "--budget")
+    raise BudgetExceeded(f"{problem}; nothing was sent. {advice}")
+
+
+def over_budget(estimate: Estimate, free: Decimal, samples: int = 1, option: str = "--budget") -> tuple[str, str]:
+    """That an estimate is more than what is free; and what helps: how many rows fit, the option that raises the cap.
+
+    A row takes `samples` requests.
+    """
+    rows = -(-estimate.requests // samples)
+    each = estimate.usd / estimate.requests * samples
+    fits = int(max(free, Decimal(0)) / each) if each else rows
+    advice = f"--limit {fits} grades what fits, or" if fits else "No row fits the budget;"
+    problem = f"{rows:,} rows should cost {show_usd(estimate.usd)} and {show_usd(free)} is free"
+    return problem, f"{advice} raise {option}"

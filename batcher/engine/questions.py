@@ -94,7 +94,7 @@ class Questions:
 class Pending:
     """The questions that are still to be asked, and what there is of the others.
 
-    already   questions that are not to be asked: answered, given up or in flight
+    already   questions that are not to be asked: answered, given up or in flight; `in_flight` of them with a batch
     usable    questions with an answer that could be read; `unread` with none but answers that could not
     """
 
@@ -102,6 +102,7 @@ class Pending:
     already: int
     usable: int
     unread: int
+    in_flight: int
 
 
 def pending(
@@ -119,14 +120,15 @@ def pending(
     }
     with store.reader() as con:
         found = rows(con, named_query("pending_questions").text, parameters).rows
-    numbers = array("q", (number for number, is_pending, _, _ in found if is_pending))
+    numbers = array("q", (number for number, is_pending, *_ in found if is_pending))
     questions = Questions(store, task, setup, source, numbers)
-    questions.lost = sum(is_lost for _, _, is_lost, _ in found)
+    questions.lost = sum(is_lost for _, _, is_lost, *_ in found)
     return Pending(
         questions,
         len(found) - len(numbers) - questions.lost,
-        sum(brought == "usable" for *_, brought in found),
-        sum(brought == "unread" for *_, brought in found),
+        sum(brought == "usable" for *_, brought, _ in found),
+        sum(brought == "unread" for *_, brought, _ in found),
+        sum(in_flight for *_, in_flight in found),
     )
 
 

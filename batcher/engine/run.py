@@ -221,7 +221,7 @@ class Run:
     def check_affordable(self, estimate: Estimate) -> None:
         """Raise BudgetExceeded when the expected cost does not fit and the user did not ask for a part."""
         if self.backend.paid and estimate.requests and self.limit is None:
-            check_affordable(self.store, estimate, self.budget, self.run_budget)
+            check_affordable(self.store, estimate, self.budget, self.run_budget, self.task.samples)
 
     # -- asking -------------------------------------------------------------------------------------------------
 

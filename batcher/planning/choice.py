@@ -27,6 +27,9 @@ def dollars(usd: Decimal) -> str:
     return show_usd(usd, 2 if usd >= 10 or not usd else 4)
 
 
+_LOCAL = "give a grader that runs on this machine, or drop --local-only"
+
+
 class Choice(NamedTuple):
     """The offer that was taken, and the reason in a sentence."""
 
@@ -36,10 +39,11 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Exceeded:
-    """A limit that an offer does not keep: in words, and how far it is off, as a share of the limit."""
+    """A limit that an offer does not keep: in words, how far it is off, as a share of the limit, and what helps."""
 
     message: str
     by: float
+    advice: str
 
 
 def choose(
@@ -92,18 +96,20 @@ def _exceeded(
     if max_usd is not None and one.usd_high > max_usd:
         over = one.usd_high - max_usd
         message = f"likely up to {dollars(one.usd_high)}, {dollars(over)} more than --max-usd {max_usd}"
-        found.append(_Exceeded(message, float(over / max_usd) if max_usd else math.inf))
+        found.append(_Exceeded(message, float(over / max_usd) if max_usd else math.inf, "raise --max-usd"))
     if free_usd is not None and one.ceiling_usd and one.usd > free_usd:
         over = one.usd - free_usd
         message = f"{dollars(over)} more than the {dollars(free_usd)} that the budget leaves"
-        found.append(_Exceeded(message, float(over / free_usd) if free_usd > 0 else math.inf))
+        found.append(_Exceeded(message, float(over / free_usd) if free_usd > 0 else math.inf, "raise --budget"))
     if max_hours is not None and hours is None:
-        found.append(_Exceeded("its duration is unknown", math.inf))
+        found.append(_Exceeded("its duration is unknown", math.inf, "drop --max-hours"))
     elif max_hours is not None and hours is not None and hours > max_hours:
         message = f"up to {hours:.3g} h, {hours - max_hours:.3g} h more than --max-hours {max_hours:g}"
-        found.append(_Exceeded(message, (hours - max_hours) / max_hours if max_hours else math.inf))
+        found.append(
+            _Exceeded(message, (hours - max_hours) / max_hours if max_hours else math.inf, "raise --max-hours")
+        )
     if local_only and offer.leaves_machine != "nothing":
-        found.append(_Exceeded(f"it would send to another machine: {offer.leaves_machine}", math.inf))
+        found.append(_Exceeded(f"it would send to another machine: {offer.leaves_machine}", math.inf, _LOCAL))
     return found
 
 
@@ -111,9 +117,11 @@ def _nearest(judged: Sequence[tuple[Offer, list[_Exceeded]]]) -> str:
     """That nothing fits, and what comes nearest."""
     near, exceeded = min(judged, key=lambda pair: (max(one.by for one in pair[1]), len(pair[1]), _rank(pair[0])))
     assert near.estimate is not None
+    advice = " and ".join(one.advice for one in exceeded)
+    fewer = "" if any(one.advice == _LOCAL for one in exceeded) else ", or grade fewer rows with --limit"
     return (
         f"no grader fits. The closest is {near.grader}, {dollars(near.estimate.usd)} expected: "
-        f"{', and '.join(one.message for one in exceeded)}; raise the limit, or grade fewer rows with --limit"
+        f"{', and '.join(one.message for one in exceeded)}; {advice}{fewer}"
     )
 
 

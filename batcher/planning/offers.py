@@ -45,7 +45,8 @@ class Offer:
     """What a backend would cost and take for the questions of a task that it has not answered yet.
 
     grader       the backend's spec; rubric: the name of the rubric, or of what else the task asks by
-    already      questions that are answered
+    already      rows that are answered, or given up; `in_flight` those that are with a batch
+    rows         how many are to be asked about, by `samples` requests each
     calibrated   whether its newest calibration by this rubric offers a threshold
     audited      what its newest audit by this rubric has shown, in a few words; None without one
     why_not      why it cannot work here; there may be an estimate all the same, where only a key is missing
@@ -63,6 +64,9 @@ class Offer:
     correction: Correction | None = None
     notes: tuple[str, ...] = ()
     audited: str | None = None
+    in_flight: int = 0
+    rows: int = 0
+    samples: int = 1
 
     @property
     def possible(self) -> bool:
@@ -120,7 +124,9 @@ def _offer_of(
 
     empty = Offer(spec, task.identity.name, None, 0, backend.leaves_machine, False)
     found = pending(store, task, backend, version_id)
-    questions, already = found.questions, found.already
+    questions = found.questions
+    done = (found.already - found.in_flight) // task.samples
+    empty = replace(empty, already=done, in_flight=found.in_flight // task.samples, samples=task.samples)
     if limit is not None:
         questions = questions.first(limit)
     if history is not None:
@@ -128,7 +134,7 @@ def _offer_of(
     try:
         raw = backend.estimate(questions)
     except (BackendError, PriceError) as error:
-        return replace(empty, already=already, why_not=str(error))
+        return replace(empty, why_not=str(error))
     raw = with_local_time(raw, history, task, backend)
     setup = setup_of(task, backend)
     correction = correction_for(history, task, backend) if history is not None and raw.requests else None
@@ -138,7 +144,7 @@ def _offer_of(
         calibrated=is_calibrated(history or store, setup.grader_id, setup.rubric_id),
         audited=audited(history or store, setup.grader_id, setup.rubric_id),
         estimate=corrected(raw, correction),
-        already=already,
+        rows=questions.rows,
         raw=raw,
         correction=correction,
         notes=tuple(notes),

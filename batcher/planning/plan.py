@@ -72,10 +72,11 @@ def plan(
 ) -> Plan:
     """What each of the graders would cost for a dataset of the store, or for a file; and the choice among them.
 
+    `auto` among the graders stands for the choice, which is made anyway.
     `reading` is how a file is read, as `import_file` takes it, `settings` and `asking` are as `open_grader` takes them.
     Without a store a file must be named. Raises DatasetError, StoreError, RubricError.
     """
-    named = named_graders(graders)
+    named = named_graders([spec for spec in graders if spec.strip() != "auto"])
     free_usd = _free_usd(store, limits.budget)
     with rows_to_plan(store, file, dataset, reading or {}) as rows:
         offers = offers_for(

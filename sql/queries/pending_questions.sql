@@ -4,7 +4,7 @@
 -- given up after most_answers answers (two, as a rule) that were not, or when the row is too long or was refused, unless
 -- retry is set. A request that was sent, may have been paid for and was never answered (the process was killed, say)
 -- counts as an answer; lost says that a question is given up for such requests alone. Questions in flight with a batch
--- are left alone. found says what an answer brought: usable, unread, or null where none has come.
+-- are left alone and marked in_flight. found says what an answer brought: usable, unread, or null where none has come.
 -- Parameters: source_id, setup_id, retry, most_answers, samples.
 with unanswered as (
     select q.subject_id, q.sample, count(*) as times
@@ -23,7 +23,8 @@ select
         and ($retry or (coalesce(a.answers, 0) + coalesce(u.times, 0) < $most_answers::bigint and not coalesce(a.final, false)))
         and o.subject_id is null as pending,
     not pending and coalesce(a.answers, 0) = 0 and coalesce(u.times, 0) > 0 and o.subject_id is null as lost,
-    case when a.done then 'usable' when a.newest_outcome = 'answered' then 'unread' end as found
+    case when a.done then 'usable' when a.newest_outcome = 'answered' then 'unread' end as found,
+    not pending and o.subject_id is not null as in_flight
 from source_items i
 cross join (select unnest(range($samples::bigint)) as sample) n
 left join question_status a on a.subject_id = i.subject_id and a.sample = n.sample and a.setup_id = $setup_id
