@@ -54,6 +54,7 @@
 -- example_id: id of the row's content: system, turns, instruction, input and output
 -- examples: rows in the step
 -- expected_score: mean score under the model's own probabilities; null where it gives none
+-- expected_usd: US dollars expected for these answers before the run, the prediction corrected by past runs
 -- expects: lower: the changed output must score lower; not_higher: it must not score higher
 -- expires_at: when the batch expires at the provider (UTC)
 -- explanation: the text beside the score

@@ -271,7 +271,9 @@ def test_a_rehearsal_sends_nothing_and_keeps_nothing(lab: Call, server: Rehearsa
     ran = lab("grade", *FORM, "--budget", "5", "--rehearse", "--quiet", env={"OPENAI_BASE_URL": ""})
     assert ran.code == 0, ran.err
     assert "$0.00" in ran.err
-    assert "this was a rehearsal with 30 of the 30 rows" in ran.err and "its scores are made up" in ran.err
+    assert "this was a rehearsal with 30 of the 30 rows" in ran.err and "Its scores are made up" in ran.err
+    assert "its dollars are too low: the local server counts words" in ran.err
+    assert f"`alpasift plan {FORM[0]} {FORM[1]}` has the expected cost" in ran.err
     assert "at the threshold of" not in ran.err
     part = lab("grade", *FORM, "--budget", "5", "--rehearse", "--quiet", "--limit", "4", env={"OPENAI_BASE_URL": ""})
     assert "that is for 4 of the 30 rows still to grade (--limit 4)" in part.err, part.err

@@ -96,6 +96,15 @@ def test_that_no_score_beats_length_is_said(lab: Call, tmp_path: Path) -> None:
     assert found["scores"][0]["found"] == 1.0, "the longest rows are the keepers"
 
 
+def test_each_version_of_labels_is_a_reference_of_its_own(lab: Call, tmp_path: Path) -> None:
+    """The second file of the name keeps the last 30 rows of 120, the first those of `labels`."""
+    rows = answers()
+    write_rows(tmp_path / "again.jsonl", [{"index": i, "good": int(i >= COUNT - 30)} for i in range(COUNT)])
+    assert lab("labels", "again.jsonl", "--as", "people", "--field", "good", "--binary").code == 0
+    found = {one["reference"]["grader"]: one["keepers"] for one in lab("bench-graders", "--json").json}
+    assert found == {"labels:people": sum(labels(rows)), "labels:people@2": 30}
+
+
 def test_few_labels_carry_no_claim_and_none_are_an_error(lab: Call, tmp_path: Path) -> None:
     few = [{"index": i, "good": int("\n" in row["output"])} for i, row in enumerate(answers()[:24])]
     write_rows(tmp_path / "few.jsonl", few)

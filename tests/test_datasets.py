@@ -591,6 +591,21 @@ def test_a_folder_of_save_to_disk_is_read(store: Store, tmp_path: Path, folder: 
         import_file(store, tmp_path / "rows")
 
 
+def test_a_folder_with_files_of_its_own_and_folders_is_not_offered_as_its_own_remedy(
+    store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "mixed" / "more").mkdir(parents=True)
+    for place in ("a.jsonl", "b.jsonl", "more/c.jsonl"):
+        (tmp_path / "mixed" / place).write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    with pytest.raises(DatasetError) as error:
+        import_file(store, tmp_path / "mixed")
+    folder = tmp_path / "mixed"
+    assert str(error.value) == (
+        f"{folder} contains data files, and the folders more in it do too; import one file, such as "
+        f"{folder / 'a.jsonl'}, or one of these folders, such as {folder / 'more'}"
+    )
+
+
 # -- export -----------------------------------------------------------------------------------------------------
 
 

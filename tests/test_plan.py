@@ -446,8 +446,9 @@ def test_a_plan_above_the_budget_says_so_and_how_many_rows_fit(alpasift: Call, t
     shown = " ".join(twice.out.split())
     assert "40 rows should cost $0.0352 and $0.0089 is free. --limit 10 grades what fits" in shown
     assert "2 requests for each row" in shown
-    refused = alpasift("grade", "--grader", "fake:p.toml", "--samples", "2", "--budget", spent + D("0.0001"), "--yes")
-    assert (refused.code, "40 rows should cost" in refused.err) == (4, True)
+    refused = alpasift("grade", "--grader", "fake:p.toml", "--samples", "2", "--budget", spent + D("0.0089"), "--yes")
+    assert refused.code == 4
+    assert "40 rows should cost $0.0352 and $0.0089 is free; nothing was sent. --limit 10 grades" in refused.err
 
 
 def test_auto_may_be_named_among_the_graders_to_compare(
@@ -539,6 +540,9 @@ def test_a_run_teaches_the_next_plan_and_nothing_is_corrected_twice(alpasift: Ca
     second, first = Store(tmp_path / "alpasift.duckdb").query("predictions", grader=None, rubric=None, run_id=None)
     assert first["input_ratio"] == pytest.approx(second["input_ratio"], rel=0.01), "what was kept is the raw estimate"
     assert first["input_tokens"] == second["input_tokens"] == 400
+    told = alpasift("grade", "--grader", "fake:p.toml", "--limit", 50, "--budget", "1", "--yes").err
+    asked_for, spent = "$0.0220 expected, at most", "$0.0220 expected for 50 answers, $0.0220 spent (1.00 times)"
+    assert asked_for in told and spent in told, "the cost that was agreed to stands beside what was spent"
 
 
 def test_other_rubrics_teach_for_want_of_the_own_and_small_runs_nothing(alpasift: Call, tmp_path: Path) -> None:

@@ -296,9 +296,19 @@ def test_duplicates_are_rows_of_their_own_and_share_their_score(shared: Store) -
 
 def test_a_condition_that_keeps_nothing_writes_nothing(store: Store) -> None:
     version = add_rows(store, scores("4 3"))
-    with pytest.raises(SelectError, match=r"no row of made meets .*2 below_threshold.*highest score of fake is 4"):
+    with pytest.raises(
+        SelectError, match=r"no row of made meets .*\(score below the threshold: 2\); the highest score of fake is 4"
+    ):
         select(store, version, "none", Condition(min_score=D(5)))
     assert store.locked_query("select count(*) from selections").rows == [(0,)]
+
+
+def test_expected_scores_that_nobody_gave_and_categories_that_no_row_has_are_said(store: Store) -> None:
+    version = add_rows(store, scores("4 3"))
+    with pytest.raises(SelectError, match=r"none of the 2 rows that fake has scored has an expected score; `alpasift"):
+        select(store, version, "none", Condition(top=1, by="expected_score"))
+    with pytest.raises(SelectError, match=r"--quota coding: the rows have no category$"):
+        select(store, version, "none", Condition(top=1, quota={"coding": 1}))
 
 
 # -- AlpaGasus's published histogram ------------------------------------------------------------------------------

@@ -141,9 +141,9 @@ def grade_command(
     if rehearse:
         of = f"{summary.replied:,} of the {version.rows:,} rows of {version.label}"
         note(
-            f"this was a rehearsal with {of}: nothing left this machine, nothing was spent and nothing was kept; its "
-            "dollars are the price of these rows at the length of made-up answers, and its scores are made up; drop "
-            "--rehearse to grade"
+            f"this was a rehearsal with {of}: nothing left this machine, nothing was spent and nothing was kept. Its "
+            "scores are made up, and its dollars are too low: the local server counts words, of which there are fewer "
+            f"than tokens, and `alpasift plan --grader {grader}` has the expected cost. Drop --rehearse to grade"
         )
     else:
         note("next: alpasift scores" if done else "not finished; the same command resumes")

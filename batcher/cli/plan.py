@@ -304,7 +304,7 @@ def _print_history(store: Store, form: str | None) -> None:
         for row in rows
     ]
     columns = ("started", "command", "grader", "rubric", "answers", "dollars", "ratio", "input", "output", "time")
-    click.echo("predicted / actual; tokens are per answer")
+    click.echo("predicted / actual, before any correction by past runs; tokens are per answer")
     print_table(columns, table)
 
 

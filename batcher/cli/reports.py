@@ -35,7 +35,7 @@ def print_import(found: Imported) -> None:
     if found.rivals or any(part != key for part, key in found.columns.items()):
         note(f"  {columns_read(found.columns, found.rivals)}")
     if found.duplicates:
-        note(f"  {found.duplicates:,} rows are exact duplicates; each distinct row is graded once")
+        note(f"  {counted(found.duplicates, 'exact duplicate')}; each distinct row is graded once")
     print_counts(found.notes, found.reasons)
 
 
@@ -151,14 +151,15 @@ def print_summary(store: Store, summary: Summary, backend: Backend, dataset: str
 
 
 def print_prediction(store: Store, run_id: str) -> None:
-    """What was predicted for a run's answers beside what they were, on stderr; nothing where there was no estimate."""
+    """What was expected for a run's answers beside what they cost, on stderr; nothing where there was no estimate."""
     from alpasift.batcher.money.dollars import show_usd
 
     for row in store.query("predictions", grader=None, rubric=None, run_id=run_id):
-        ratio = "" if row["usd_ratio"] is None else f" ({row['usd_ratio']:.2f} times)"
+        expected, usd = row["expected_usd"], row["usd"]
+        ratio = f" ({usd / expected:.2f} times)" if expected else ""
         note(
-            f"  {show_usd(row['predicted_usd'])} predicted for {row['answers']:,} answers, {show_usd(row['usd'])} "
-            f"spent{ratio}; `alpasift plan --history` compares all runs"
+            f"  {show_usd(expected)} expected for {counted(row['answers'], 'answer')}, {show_usd(usd)} spent{ratio}; "
+            "`alpasift plan --history` compares all runs"
         )
 
 
@@ -223,18 +224,10 @@ def print_degenerate(store: Store, dataset: str | None, grader: str | None, rubr
         note(f"warning: {one}")
 
 
-_NOT_KEPT = {
-    "below_threshold": "score below the threshold",
-    "not_below": "score at or above the limit (--below)",
-    "below_cut": "score below the cut-off",
-    "tied_at_cut": "tied at the cut-off, not drawn",
-    "over_quota": "over the quota of their category",
-    "not_graded": "no score: not graded yet",
-}
-
-
 def print_selection(selection: Selection) -> None:
     """What was kept, what happened to ties, and why the others were not kept, on stderr."""
+    from alpasift.batcher.grading.select import not_kept
+
     share = selection.rows / selection.pool if selection.pool else 0.0
     note(f"{selection.label}: {selection.rows:,} of {selection.pool:,} rows kept ({percent(share)})")
     ties = selection.manifest.get("ties")
@@ -245,7 +238,7 @@ def print_selection(selection: Selection) -> None:
         )
     reasons = selection.manifest.get("not_kept_by_reason") or {}
     for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]):
-        note(f"  {count:,} not kept: {_NOT_KEPT.get(reason, reason.replace('_', ' '))}")
+        note(f"  {count:,} not kept: {not_kept(reason)}")
     for text in selection.manifest.get("notes") or []:
         note(f"  {text}")
 

@@ -234,8 +234,9 @@ def _print_plan(planned: PlannedTraining, report: Callable[[str], None]) -> None
             "  tokenised separately (a token across the prompt boundary, or a special token's name in the text): "
             f"{_rows(counts['tokenised_apart'])}"
         )
+    step = max((one.examples for one in plan.steps), default=s.batch)  # fewer than s.batch where there are fewer
     report(
-        f"{s.recipe}, {s.method}: {counts['examples']:,} examples, {len(plan.steps):,} steps of {s.batch} examples, "
+        f"{s.recipe}, {s.method}: {counts['examples']:,} examples, {len(plan.steps):,} steps of {step} examples, "
         f"{plan.tokens:,} tokens ({plan.padded_tokens / plan.tokens - 1:.1%} padding), {plan.microbatches} "
         "micro-batches per step"
     )

@@ -97,6 +97,7 @@ class Run:
         self.keep_going, self.collecting = keep_going, collecting
         self.early_stop = EarlyStop(backend.name, off=keep_going)
         self.planned: Estimate | None = None
+        self.expected_usd: Decimal | None = None  # the estimate corrected by past runs, as it was shown
         self.run_id = new_id()
         self.writer = Writer(
             store, task, self.setup.setup_id, paid=backend.paid, collected=isinstance(backend, Collects)
@@ -439,6 +440,8 @@ class Run:
         }
         if self.planned is not None:
             facts["estimate"] = {k: str(v) if isinstance(v, Decimal) else v for k, v in asdict(self.planned).items()}
+        if self.expected_usd is not None:
+            facts["expected_usd"] = str(self.expected_usd)
         row = (
             self.run_id,
             self.command,

@@ -119,10 +119,11 @@ def export_requests(
 def _check_cost(run: Run, confirm: Confirm | None) -> None:
     if run.backend.paid and len(run.questions):
         estimate = run.estimate()
-        run.check_affordable(estimate)
+        correction = correction_for(run.store, run.task, run.backend)
+        learned = corrected(estimate, correction)  # what `plan` shows; the run keeps the estimate as it is beside it
+        run.expected_usd = learned.usd
+        run.check_affordable(learned)
         if confirm is not None:
-            correction = correction_for(run.store, run.task, run.backend)
-            learned = corrected(estimate, correction)  # what `plan` shows; the run keeps the estimate as it is
             if correction is not None:
                 learned = replace(learned, notes=(*learned.notes, str(correction)))
             if warning := addressed_note(addressed_rows(run.store, run.version_id)):

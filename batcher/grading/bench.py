@@ -83,9 +83,10 @@ Row = tuple[float, float, bool]
 
 
 def references(store: Store, version_id: str) -> list[str]:
-    """The labels that the rows of a dataset version have, by name. Raises GradingError where there are none."""
+    """The labels that the rows of a dataset version have, by the id of their grader. Raises GradingError where there
+    are none."""
     found = store.query("gradings_of", version_id=version_id)
-    labels = [row["grader"] for row in found if row["grader"].startswith("labels:")]
+    labels = [row["grader_id"] for row in found if row["grader"].startswith("labels:")]
     if not labels:
         raise GradingError(
             "these rows have no labels to compare with: import some (`alpasift labels FILE --as NAME`), or name a "

@@ -95,7 +95,7 @@ class Condition:
         size = self.top if self.top is not None else size
         if size is not None and size > pool:
             given = f"--match {self.match}" if self.match else f"--{self.kind.replace('_', '-')}"
-            raise SelectError(f"{given} asks for {size} rows and the dataset has {pool}")
+            raise SelectError(f"{given} asks for {size:,} rows and the dataset has {pool:,}")
         return size
 
     def check(self, name: str, graders: int) -> None:

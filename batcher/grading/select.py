@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 
 from alpasift.batcher.grading.condition import Condition, SelectError, plain_number
-from alpasift.batcher.grading.lookup import Grading, NotGraded, Scores, find_grading, scores_of
+from alpasift.batcher.grading.lookup import Grading, NotGraded, Scores, find_grading, no_expected_scores, scores_of
 from alpasift.batcher.grading.selections import Selection, record, resolve_selection
 from alpasift.batcher.grading.where import MEMORY_BYTES, Verdicts, rows_where
 from alpasift.batcher.store import Connection, Store, named_query, rows
@@ -165,6 +165,8 @@ def _check_quota(con: Connection, condition: Condition) -> None:
     known = [r[0] for r in rows(con, "select category from pool_rows group by 1 order by count(*) desc, 1").rows]
     unknown = sorted(set(condition.quota) - {*known, "*"})
     if unknown:
+        if known == ["(none)"]:
+            raise SelectError(f"--quota {unknown[0]}: the rows have no category")
         more = f" and {len(known) - 20} more" if len(known) > 20 else ""
         raise SelectError(f"--quota {unknown[0]}: no row has that category; choose from {', '.join(known[:20])}{more}")
 
@@ -303,8 +305,27 @@ def _part_facts(facts: dict[str, Any], whole: Selection, part: int) -> dict[str,
     }
 
 
+def not_kept(reason: str) -> str:
+    """Why rows were not kept, in words."""
+    return _NOT_KEPT.get(reason, reason.replace("_", " "))
+
+
+_NOT_KEPT = {
+    "below_threshold": "score below the threshold",
+    "not_below": "score at or above the limit (--below)",
+    "below_cut": "score below the cut-off",
+    "tied_at_cut": "tied at the cut-off, not drawn",
+    "over_quota": "over the quota of their category",
+    "no_expected": "no expected score",
+    "not_graded": "no score: not graded yet",
+}
+
+
 def _nothing_kept(facts: dict[str, Any], condition: Condition, grades: _Grades) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in facts["not_kept_by_reason"].items())
+    left_out = facts["not_kept_by_reason"]
+    if condition.by == "expected_score" and set(left_out) == {"no_expected"} and grades.first is not None:
+        return no_expected_scores(grades.first, left_out["no_expected"])
+    reasons = ", ".join(f"{not_kept(reason)}: {count:,}" for reason, count in left_out.items())
     best = ""
     if grades.first is not None and grades.scores is not None and grades.scores.highest is not None:
         best = f"; the highest score of {grades.first.grader} is {spell(grades.scores.highest)}"

@@ -177,7 +177,8 @@ def grade_for(
         reason = backend.cannot(task.probe())
         if reason is None:
             return task
-        why = why or f"{backend.name} cannot give answers in the format {task.answer_format}: {reason}"
+        cannot = f"give answers in the format {one}" if answer_format else f"grade by the rubric {rubric.name}"
+        why = why or f"{backend.name} cannot {cannot}: {reason}"
     raise BackendUnavailable(why)
 
 

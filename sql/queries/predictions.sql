@@ -1,7 +1,7 @@
 -- Predicted and actual figures of each run, newest first. Tokens are per answer; a ratio is actual /
 -- predicted. Parameters: grader, rubric, run_id (null for all).
 select
-    started_at, command, dataset, grader, rubric, requests, answers, predicted_usd, usd, usd_ratio,
+    started_at, command, dataset, grader, rubric, requests, answers, predicted_usd, expected_usd, usd, usd_ratio,
     predicted_input_tokens, input_tokens, input_ratio, predicted_output_tokens, output_tokens, output_ratio,
     predicted_seconds, seconds
 from predictions

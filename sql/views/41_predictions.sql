@@ -43,7 +43,7 @@ left join grader_labels g using (grader_id)
 left join rubric_labels b using (rubric_id);
 
 -- One row per run with an estimate and answers: predicted and actual figures of the answered requests. Tokens are per answer.
--- A ratio is actual / predicted, null where nothing was predicted. The estimate is the grader's own, without correction by past runs. seconds runs to the last answer, even if a later command collected it.
+-- A ratio is actual / predicted, null where nothing was predicted. The estimate is the grader's own, without correction by past runs; expected_usd is with it, as it was shown before the run. seconds runs to the last answer, even if a later command collected it.
 create or replace view predictions as
 with planned as (
     select
@@ -51,6 +51,7 @@ with planned as (
         json_extract_string(facts, '$.backend.by') as by,
         json_extract_string(facts, '$.estimate.requests')::bigint as requests,
         try_cast(json_extract_string(facts, '$.estimate.usd') as decimal(38, 15)) as usd,
+        try_cast(json_extract_string(facts, '$.expected_usd') as decimal(38, 15)) as expected_usd,
         json_extract_string(facts, '$.estimate.input_tokens')::double as input_tokens,
         json_extract_string(facts, '$.estimate.output_tokens')::double as output_tokens,
         json_extract_string(facts, '$.estimate.seconds')::double as seconds
@@ -74,6 +75,7 @@ select
     p.run_id, p.started_at, p.command, s.task, d.label as dataset, g.label as grader, b.label as rubric, p.by,
     p.requests, t.answers,
     (p.usd * t.answers / p.requests)::decimal(38, 15) as predicted_usd,
+    (coalesce(p.expected_usd, p.usd) * t.answers / p.requests)::decimal(38, 15) as expected_usd,
     t.usd::decimal(38, 15) as usd,
     t.usd::double / nullif(p.usd::double * t.answers / p.requests, 0) as usd_ratio,
     p.input_tokens / p.requests as predicted_input_tokens,

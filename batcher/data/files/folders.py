@@ -65,7 +65,13 @@ def _hub_splits(path: Path) -> dict[str, tuple[Path, ...]]:
         )
     homes = {file.parent for file in files if _SPLIT_OF.get(file.parent.name.lower()) is None}
     if len(homes) > 1:
-        below = ", ".join(str(home.relative_to(path)) for home in sorted(homes))
+        below = ", ".join(str(home.relative_to(path)) for home in sorted(homes - {path}))
+        if path in homes:
+            first = next(file for file in files if file.parent == path)
+            raise DatasetError(
+                f"{path} contains data files, and the folders {below} in it do too; import one file, such as {first}, "
+                f"or one of these folders, such as {min(homes - {path})}"
+            )
         raise DatasetError(f"{path} contains data files in the folders {below}; import one of them: {min(homes)}")
     found: dict[str, list[Path]] = {}
     for file in files:
