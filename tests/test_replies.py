@@ -180,6 +180,73 @@ def test_a_score_that_the_reply_quotes_from_the_row_is_not_its_own(
         assert found == ours
 
 
+FORMS = [
+    *("Score: {}", "**Score: {}**", "{}", "Rating: {}", "My score is {}.", "I would give this a {}", "Score = {}"),
+    *("<score>{}</score>", '{{"score": "{}"}}', "- Score: {}", "| Score | {} |", "### Score\n{}", "\\boxed{{{}}}"),
+    *(
+        "\u8bc4\u5206\uff1a{}",
+        "Bewertung: {}",
+        "{}\nThe response is fine.",
+        "This deserves a {}.",
+        "```\n{}\n```",
+        "Score: ({})",
+    ),
+]
+NO_SCORE = [
+    *(
+        "4/10",
+        "4 out of 10",
+        "4 (out of ten)",
+        "4 of 10",
+        "4 (max 10)",
+        "4 [1-10]",
+        "4 (scale of 10)",
+        "4 sobre 10",
+        "40%",
+    ),
+    *("4 on a 10-point scale", "4 (8/10)", "4 (= 40%)", "4 in 10", "4-out-of-10", "4 (where 10 is the best)", "4/5/10"),
+    *("4 or 5", "4-5", "4 to 5", "3.5 to 4", "between 3 and 4", "4, maybe 5", "4 -> 3", "4 (now 3)", "4 (five)", "4 3"),
+    *(
+        "not 4",
+        "at least 4",
+        "~4",
+        "4+",
+        "4?",
+        "4 (?)",
+        ">4",
+        "4, if that",
+        "4 minus 1",
+        "4, less one",
+        "4 \u00b1 1",
+        "4 \u00bd",
+    ),
+    *(
+        "4.5.2",
+        "4e1",
+        "4,000",
+        "4:1",
+        "4th",
+        "4x",
+        "v4",
+        "#4",
+        "4 errors",
+        "4 km",
+        "4%",
+        "\u20ac4",
+        "4^2",
+        "4 (number of errors)",
+    ),
+    *("4 (style)", "4 for readability", "four", "IV", "4 (normalised to 0-1)", "4 dari 10", "4 \u0645\u0646 10"),
+]
+
+
+@pytest.mark.parametrize("value", NO_SCORE)
+def test_what_is_no_score_is_none_in_any_form(value: str) -> None:
+    for form in FORMS:
+        for rubric in ("accuracy", "curation"):
+            assert read_score(form.format(value), RUBRICS[rubric]).score is None, form
+
+
 HOSTILE = [
     *('{"' * 20000, "{a:[" * 10000, '{"score": "' + '\\"' * 19000, "[" * 40000, "(" * 40000, '"' * 40000),
     *("a" + "_" * 39000 + "a", "*" * 40000, "`" * 40000, "$" * 40000, "\\boxed{" + " " * 39000, "|" * 40000),

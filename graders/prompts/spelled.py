@@ -84,6 +84,8 @@ _RANGE_BESIDE = re.compile(
     re.I,
 )
 """A range in parentheses after a number: "4 (asteikolla 4-10)"."""
+_PERCENT_BESIDE = re.compile(rf"\s{{0,3}}[(\[]\s?(?:=|i\.e\.|or|that is)?\s?({DIGITS})\s?(?:%|percent)\s?[)\]]", re.I)
+"""The score once more as a share: "4 (80 %)"."""
 _OTHER_KIND = re.compile(
     r"\b(?:schulnoten?|school grade|normali[sz]ed|rescaled|percent(?:age|ile)?|lower is better)\b", re.I
 )
@@ -208,6 +210,10 @@ def _says_otherwise(spelled: str, tail: str, rubric: Rubric) -> bool:
         low, high = (Decimal(end.replace(",", ".")) for end in beside.groups())
         if low < high and (low, high) != (rubric.low, rubric.high):
             return True
+    percent = _PERCENT_BESIDE.match(tail)
+    score = number_of(spelled)
+    if percent and score is not None and Decimal(percent[1].replace(",", ".")) * rubric.high != 100 * score:
+        return True
     most = tail[:MOST_LOOKED_AT]
     if _COUNTS.match(tail) or _IF_THAT.match(tail) or _TAKES_OFF.match(tail) or _OTHER_KIND.search(most[:60]):
         return True
@@ -232,7 +238,7 @@ def _second_number(spelled: str, tail: str, rubric: Rubric) -> bool:
         return True
     words = "" if rubric.labels else rf"|(?:{'|'.join(_IN_WORDS)})\b"
     alone = re.compile(
-        rf"\s*(?:{_HEDGE}){{0,4}}(?P<value>{value}{words})(?P<after>\s?/\s?\d{{1,3}}(?:\.0)?)?(?P<percent>%?)[\s\"')\]]*",
+        rf"\s*(?:{_HEDGE}){{0,4}}(?P<value>{value}{words})(?P<after>\s?/\s?\d{{1,3}}(?:\.0)?)?(?P<percent>%?)[\s\"')\]}}]*",
         re.I if not rubric.labels else 0,
     )
     for clause in re.split(r"[,;()\[\]|\u2013\u2014!?]|\.(?=\s|$)|\s-\s|->", tail[:MOST_LOOKED_AT].lstrip(" :")):

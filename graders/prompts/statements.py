@@ -39,13 +39,33 @@ _IN_NAME = re.compile(
     re.I,
 )
 _SCALE_ALONE = re.compile(
-    r"[(\[]?\s?"
-    r"(?:/|of|out of|(?:max(?:imum)?|highest|possible)(?:\s(?:score|points|possible))?|total possible"
+    r"[(\[]?\s?(?:the\s)?"
+    r"(?:/|of|out of|(?:max(?:imum)?|highest|possible)(?:\s(?:score|points|possible))?(?:\sis)?|total possible"
     r"|(?P<sum>total)|scale)"
     rf"\s?[:=]?\s?(?:0{_TO})?(?P<most>{DIGITS})(?:\spoints)?[\s.)\]]*",
     re.I,
 )
 _POINT_SCALE = re.compile(r"\b(\d{1,4})[- ]points?[- ]scale\b", re.I)
+_SCALE_OF = re.compile(
+    r"[(\[,]?\s?(?:(?:on|using|with|in)\s)?(?:(?:a|the)\s)?(?:scale|range)\s(?:of|to|up to)\s"
+    rf"({DIGITS})(?!\s?(?:-|to\b|\u2013)|\w|[.,]\d)(?:\spoints)?[)\]]?",
+    re.I,
+)
+_IN_WORDS = {
+    word: number
+    for number, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    )
+} | {"fifteen": 15, "twenty": 20, "fifty": 50, "hundred": 100}
+_NUMBER_WORD = rf"(?:{'|'.join(_IN_WORDS)})\b"
+_END_IN_WORDS = re.compile(
+    r"\b(?:(?:out of|scale of|max(?:imum)?(?:\s(?:of|is)|:)?|scale:|from)"
+    rf"\s(?:(?:a|one|possible|maximum)\s){{0,2}}?{_NUMBER_WORD}(?:\sto\s{_NUMBER_WORD})?|(?:zero|one)\sto\s{_NUMBER_WORD}"
+    rf"|{_NUMBER_WORD}(?=\s(?:is|being|means|=)\s(?:the\s)?(?:best|perfect|highest|top|max)))",
+    re.I,
+)
+"""An end of a scale in words: "out of ten", "from one to ten", "ten being the best"."""
+_WORD = re.compile(_NUMBER_WORD, re.I)
 _BEST = re.compile(
     r"[(\[,]?\s?(?:(?:where|with|and|as)\s)?(?<![\d.,])(\d{1,4})\s(?:is|being|means|meaning|as|=)\s(?:the\s|a\s)?"
     r"(?:best|perfect|highest|top|max(?:imum)?|excellent|flawless|ideal)\b(?:\s(?:score|rating|possible))?[)\]]?",
@@ -87,6 +107,7 @@ class Line:
 
 def read_line(text: str, rubric: Rubric) -> Line:
     """What a line in plain characters states."""
+    text = _END_IN_WORDS.sub(lambda end: _WORD.sub(lambda word: str(_IN_WORDS[word[0].lower()]), end[0]), text)
     if not rubric.labels and not _MAY_STATE.search(text):
         return Line(announces=_announces(text, rubric))
     alone = _SCALE_ALONE.fullmatch(text)
@@ -127,7 +148,7 @@ def _without_scales(text: str, rubric: Rubric) -> tuple[str, bool]:
         other = other or not own
         return " "
 
-    for pattern in (_SCALE, _IN_NAME, _POINT_SCALE, _BEST):
+    for pattern in (_SCALE, _IN_NAME, _POINT_SCALE, _SCALE_OF, _BEST):
         text = pattern.sub(drop, text)
     text = re.sub(rf"[(\[]\s?{re.escape(rubric.dimension)}\s?[)\]](?=\s?[:=])", " ", text, flags=re.I)
     if rubric.labels:
