@@ -51,6 +51,7 @@ from alpasift.graders import (
     Reply,
     Request,
     batched,
+    did_you_mean,
     only_by,
 )
 from alpasift.graders.api.prices import Price, PriceError, UsageError, ceiling, charge, per_million
@@ -110,11 +111,11 @@ def open(argument: str | None) -> Fake:
     rules = script.get("reply", [])
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
         raise BackendError(f"{path}: replies must be [[reply]] tables")
-    unknown = sorted(set(script) - _KEYS) + sorted({k for rule in rules for k in rule} - _RULE_KEYS)
-    if unknown:
-        raise BackendError(
-            f"{path}: unknown key {unknown[0]!r}; see the head of graders/fake.py for the format of a script"
-        )
+    in_rules = {k for rule in rules for k in rule}
+    for place, given, known in (("", set(script), _KEYS), (" of a [[reply]]", in_rules, _RULE_KEYS)):
+        if unknown := sorted(given - known):
+            meant = did_you_mean(unknown[0], sorted(known), f"choose from {', '.join(sorted(known))}")
+            raise BackendError(f"{path}: unknown key {unknown[0]!r}{place}{meant}")
     fixed = {k: v for k, v in script.items() if k not in ("delay_seconds", "lines_per_attempt", "bill", "reply")}
     answers = [
         {k: v for k, v in rule.items() if k not in ("die", "times", "delay_seconds")}
@@ -135,7 +136,7 @@ def _check(script: Mapping[str, Any]) -> None:
         value = table.get(key)
         wrong = value is not None and (isinstance(value, bool) or not isinstance(value, kind))
         if wrong or (value is not None and least is not None and not value >= least):
-            raise ValueError(f"{key} = {value!r}; see the head of graders/fake.py")
+            raise ValueError(f"{key} = {value!r} is not valid; docs/batches.md has an example of a script")
 
     number = (int, float)
     want(script, "delay_seconds", number, 0)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
 
 from alpasift.batcher.cli import COMMANDS
 from alpasift.batcher.store import relation_texts, sql_texts
-from alpasift.graders import backend_names
+from alpasift.graders import BackendError, backend_names, open_backend
 from alpasift.graders.prompts.rubric import load_rubric, parse_rubric, rubric_names
 from conftest import ROOT, cli_environment
 
@@ -52,6 +56,20 @@ def test_the_index_lists_every_page_and_no_page_links_to_a_file_that_is_not_ther
     for name, text in pages.items():
         for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
             assert (ROOT / "docs" / path).exists(), f"{name}: {path}"
+
+
+def test_the_play_money_script_of_the_manual_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "batches.md").read_text()
+    (script,) = [block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "usd_per_million" in block]
+    (tmp_path / "play.toml").write_text(script)
+    with closing(open_backend(f"fake:{tmp_path / 'play.toml'}")) as grader:
+        assert grader.paid
+    (tmp_path / "typo.toml").write_text(script.replace("times", "time"))
+    with pytest.raises(BackendError, match=r"unknown key 'time' of a \[\[reply\]\]; did you mean times\?"):
+        open_backend(f"fake:{tmp_path / 'typo.toml'}")
+    (tmp_path / "price.toml").write_text('usd_per_million = "1"')
+    with pytest.raises(BackendError, match=r"unknown key 'usd_per_million'; did you mean usd_per_million_"):
+        open_backend(f"fake:{tmp_path / 'price.toml'}")
 
 
 def test_the_rubric_of_the_manual_is_a_rubric() -> None:

@@ -76,6 +76,38 @@ def test_a_misspelled_command_or_option_is_answered_with_a_proposal(alpasift: Ca
         )
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--grader", "ruls"], "no grader named 'ruls'; did you mean rules?"),
+        (["--grader", "fake", "--rubric", "acuracy"], "no rubric named 'acuracy'; did you mean accuracy?"),
+    ],
+)
+def test_filter_imports_nothing_for_a_misspelled_grader_or_rubric(
+    alpasift: Call, tmp_path: Path, options: list[str], words: str
+) -> None:
+    write_rows(tmp_path / "r.jsonl", some_rows(4))
+    ran = alpasift("filter", "r.jsonl", "-o", "kept.json", *options)
+    assert (ran.code, words in ran.err, ran.out) == (1, True, "")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["r.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--grader", "fake", "--rubric", "rules"], "fake cannot grade by the rubric rules: the rubric `rules` works"),
+        (["--grader", "rules", "--rubric", "accuracy"], "rules cannot grade by the rubric accuracy: rules checks only"),
+    ],
+)
+def test_a_grader_that_cannot_grade_by_a_rubric_says_so_in_the_users_words(
+    alpasift: Call, tmp_path: Path, options: list[str], words: str
+) -> None:
+    write_rows(tmp_path / "r.jsonl", some_rows(4))
+    alpasift("import", "r.jsonl")
+    ran = alpasift("grade", *options)
+    assert (ran.code, words in ran.err) == (3, True), ran.err
+
+
 def test_tables_is_schema(alpasift: Call) -> None:
     alpasift("import", EXAMPLES)
     assert alpasift("tables").out == alpasift("schema").out != ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from alpasift.batcher.cli.status import print_batches
 from alpasift.batcher.engine.in_flight import counted, interrupted
 from alpasift.batcher.money.ledger import LedgerAlarm
 from alpasift.batcher.planning.auto import offers_for
@@ -35,6 +37,17 @@ def test_an_interrupt_names_the_batch_and_runs_and_status_count_what_is_collecte
         assert run["spent_usd"] == server.billed_usd()
         assert gather(store, server).replies == 0
     assert "Still at the provider" not in str(interrupted(store))
+
+
+@pytest.mark.parametrize(("hours", "age"), [(0.0056, "20 s"), (0.4, "24 min"), (30.0, "30.0 h")])
+def test_the_age_of_a_batch_is_shown_in_the_unit_a_person_would_say(
+    hours: float, age: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    money = {"reserved_usd": Decimal("0.01"), "unresolved_usd": Decimal(0), "message": None}
+    counts = {"lines": 5, "completed": 0, "failed": 0, "age_hours": hours, "expires_at": None}
+    print_batches([{"batch_id": "batch_1", "grader": "openai:m", "phase": "validating", **counts, **money}])
+    head, row = capsys.readouterr().out.splitlines()[-2:]
+    assert row[head.index("age") :].startswith(f"{age} ")
 
 
 def test_an_alarm_says_the_row_and_both_figures_to_the_digit_that_differs(tmp_path: Path) -> None:

@@ -920,6 +920,15 @@ def test_a_database_that_somebody_reads_stops_no_training(base: Path, tmp_path: 
     assert (tmp_path / "run" / "model" / "manifest.json").is_file()
 
 
+def test_a_step_is_said_to_have_the_examples_there_are_where_they_are_fewer_than_a_batch(
+    base: Path, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", rows(5))
+    done = run_cli(["train", "--model", base, "--data", data, "-o", "run", "--batch", 8, "--steps", 2], cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "5 examples, 2 steps of 5 examples, " in done.err
+
+
 def test_what_was_chosen_at_the_start_stays_chosen(base: Path, tmp_path: Path) -> None:
     """The same command resumes also when the machine, or what it has measured, would now choose otherwise."""
     data = write_rows(tmp_path / "rows.jsonl", rows(40))

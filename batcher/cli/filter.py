@@ -101,7 +101,7 @@ def filter_command(
     from alpasift.batcher.grading.condition import Condition
     from alpasift.batcher.grading.exported_grades import check_figures
     from alpasift.batcher.grading.lookup import find_grading
-    from alpasift.batcher.grading.open_grader import own_rubric
+    from alpasift.batcher.grading.open_grader import own_rubric, spec_named
     from alpasift.batcher.grading.results import (
         output_of_rejected,
         output_of_selection,
@@ -111,13 +111,18 @@ def filter_command(
     from alpasift.batcher.grading.select import select
     from alpasift.batcher.planning.auto import grader_for
     from alpasift.batcher.store import Store
-    from alpasift.graders.prompts.rubric import MEASURED
+    from alpasift.graders import backend_kind
+    from alpasift.graders.prompts.rubric import MEASURED, load_rubric
 
     if sum(v is not None for v in (min_score, top, keep_share)) > 1:
         raise click.UsageError("give one of --min-score, --top and --keep-share")
     own = own_rubric(grader)
     if own in MEASURED and min_score is None and top is None and keep_share is None:
         raise click.UsageError(f"the rubric {own} has no threshold; give --keep-share .1, --top N or --min-score X")
+    if grader.strip() != "auto":
+        backend_kind(spec_named(Store(db), grader).spec)
+    if rubric is not None:
+        load_rubric(rubric)
     check_figures(figures)
     dataset = dataset_name(file, dataset)
     name = f"{dataset[:57]}-kept"

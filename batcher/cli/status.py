@@ -85,7 +85,7 @@ def status_command(db: str, form: str | None) -> int:
         if rows:
             click.echo(f"\n{title}")
             print_table(list(rows[0]), [list(r.values()) for r in rows])
-    _print_batches(found.batches)
+    print_batches(found.batches)
     calls = len(found.open_attempts) - len(found.batches)
     if calls > 0:
         click.echo(f"\n{calls:,} calls or blocks are open" + ("" if running else "; the next run closes them"))
@@ -101,8 +101,9 @@ def status_command(db: str, form: str | None) -> int:
     return 1 if found.alarms else 0
 
 
-def _print_batches(rows: list[dict[str, Any]]) -> None:
+def print_batches(rows: list[dict[str, Any]]) -> None:
     """The batches in flight, one a line: phase, counts, age, expiry, money."""
+    from alpasift.batcher.engine.progress import duration
     from alpasift.batcher.money.dollars import show_usd
 
     if not rows:
@@ -116,7 +117,7 @@ def _print_batches(rows: list[dict[str, Any]]) -> None:
             row["lines"],
             row["completed"],
             row["failed"],
-            f"{row['age_hours']:.1f} h",
+            duration(row["age_hours"] * 3600),
             row["expires_at"],
             show_usd(row["reserved_usd"]),
             show_usd(row["unresolved_usd"]),
