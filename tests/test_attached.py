@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -193,3 +195,36 @@ def test_a_database_that_was_moved_away_is_named_and_no_blank_one_takes_its_plac
     away.rename(store.path)
     set_meta(store, "again")
     assert meta(store) == "again"
+
+
+def test_a_commit_whose_file_may_not_grow_is_kept_and_the_next_call_works(store: Store) -> None:
+    """The commit goes to the log beside the file; moving it into the file, between calls, is what fails."""
+    set_meta(store, "before")
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            most = store.path.stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            set_meta(store, "".join(f"{n:x}" for n in range(100_000)))
+            set_meta(store, "small")
+            code = 0 if meta(store) == "small" else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert meta(store) == "small"
+    set_meta(store, "after")
+    assert meta(store) == "after"
+
+
+def test_a_database_that_was_cut_short_is_called_damaged(store: Store) -> None:
+    for n in range(20):
+        with store.transaction() as con:
+            con.execute(
+                "insert into meta select 'k' || $n || '-' || i, repeat(md5(i::text), 20) from range(400) t(i)", {"n": n}
+            )
+    size = store.path.stat().st_size
+    os.truncate(store.path, size - 300_000)
+    with pytest.raises(StoreError, match="is damaged"), store.reader() as con:
+        con.execute("select sum(length(value)), max(key) from meta").fetchone()

@@ -115,15 +115,18 @@ def _leave(key: str, use: _Use) -> None:
         if running.failed:
             _running.pop(key).root.close()
             return
-        _detach(running)
+        try:
+            _detach(running)
+        except duckdb.Error:  # a full disk: what was committed is in the log beside the file, and the next one reads it
+            _running.pop(key).root.close()
         for other in [k for k, r in _running.items() if not r.uses][:-_KEPT]:
             _running.pop(other).root.close()
 
 
 def _detach(running: _Running) -> None:
     if running.attached:
-        running.root.execute(f"detach {_NAME}")
         running.attached = False
+        running.root.execute(f"detach {_NAME}")
 
 
 def _start(key: str) -> Connection:

@@ -131,6 +131,8 @@ def explain(error: duckdb.Error, path: Path) -> AlpaSiftError:
         )
     if "Permission denied" in text or "Read-only file system" in text or "read-only" in text.lower():
         return StoreError(f"{path} cannot be written here (permission denied); give a --db in a writable folder")
+    if "Could not read enough bytes" in text or "checksum" in text.lower():
+        return StoreError(f"{path} is damaged: it was cut short or changed; restore a copy. ({first_line(text)})")
     if "version" in text and "storage" in text.lower():
         return StoreError(f"{path} was written by a newer DuckDB; upgrade alpasift and duckdb. ({first_line(text)})")
     return StoreError(f"{path}: {first_line(text)}")

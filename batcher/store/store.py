@@ -153,6 +153,8 @@ class Store:
                 except (RuntimeError, duckdb.Error) as error:
                     if "nterrupt" in str(error) and not isinstance(error, AlpaSiftError):  # Ctrl-C while DuckDB worked
                         raise KeyboardInterrupt from error
+                    if isinstance(error, duckdb.IOException | duckdb.FatalException):  # a damaged file, or a full disk
+                        raise explain(error, self.path) from error
                     raise
 
     @contextlib.contextmanager
