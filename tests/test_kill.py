@@ -20,7 +20,9 @@ from pathlib import Path
 import pytest
 
 from alpasift.batcher.data.importing import import_file
+from alpasift.batcher.engine.status import runs_of
 from alpasift.batcher.store import Store
+from alpasift.batcher.store.lock import run_lock
 from conftest import ROOT, call_cli, cli_environment, new_store, run_cli, some_rows, write_rows
 
 ROWS = 60
@@ -216,5 +218,9 @@ def test_a_second_run_is_told_which_process_is_at_work(tmp_path: Path) -> None:
     assert (second.code, f"process {process.pid} is already working" in second.err) == (1, True)
     status = call_cli(["--db", store.path, "status", "--json"], cwd=tmp_path)
     assert status.json["running_pid"] == process.pid
+    assert [row["outcome"] for row in runs_of(store, 5)] == ["running"]
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    assert [row["outcome"] for row in runs_of(store, 5)] == ["crashed"]
+    with run_lock(store.path):  # as another command holds it, `collect` for instance
+        assert [row["outcome"] for row in runs_of(store, 5)] == ["crashed"]

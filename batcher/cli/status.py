@@ -24,9 +24,10 @@ def runs_command(db: str, limit: int, form: str | None) -> None:
     Example:
       alpasift runs
     """
+    from alpasift.batcher.engine.status import runs_of
     from alpasift.batcher.store import Store
 
-    rows = Store(db).existing().query("runs", row_limit=limit)
+    rows = runs_of(Store(db).existing(), limit)
     if form or not rows:
         print_rows(list(rows[0]) if rows else [], [list(r.values()) for r in rows], form or "table")
     else:

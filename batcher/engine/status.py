@@ -29,6 +29,18 @@ class Status:
     alarms: Rows = field(default_factory=list)
 
 
+def runs_of(store: Store, limit: int) -> list[dict[str, Any]]:
+    """The newest runs, rows of the query `runs`. The last one, without an end, is running where its process holds the
+    lock of the database, and has crashed where it does not."""
+    before = holder_of_run_lock(store.path)
+    found = store.query("runs", row_limit=limit)
+    holders = (before, holder_of_run_lock(store.path))  # a run may begin or end in between
+    for row in found:
+        if row["outcome"] == "running or crashed":
+            row["outcome"] = "running" if row["pid"] in holders else "crashed"
+    return found
+
+
 def status_of(store: Store) -> Status:
     """What is in the database, what is running, what was spent."""
     running = holder_of_run_lock(store.path)

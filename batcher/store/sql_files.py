@@ -38,7 +38,7 @@ class SqlText:
         for name in given:
             if name not in self.parameters:
                 takes = " ".join(f"{p}=..." for p in self.parameters) or "no parameters"
-                raise QueryError(f"{name!r}: {self.name} takes {takes}")
+                raise QueryError(f"no parameter {name!r}: {self.name} takes {takes}")
         return {**dict.fromkeys(self.parameters), **given}
 
 
