@@ -108,6 +108,17 @@ def test_a_grader_that_cannot_grade_by_a_rubric_says_so_in_the_users_words(
     assert (ran.code, words in ran.err) == (3, True), ran.err
 
 
+def test_a_file_or_a_dataset_where_a_command_takes_none_is_told_what_to_do(alpasift: Call, tmp_path: Path) -> None:
+    write_rows(tmp_path / "r.jsonl", some_rows(4))
+    alpasift("import", "r.jsonl")
+    file = alpasift("grade", "r.jsonl", "--grader", "rules")
+    assert (file.code, file.out) == (2, "")
+    assert "grade takes no file; import it first: alpasift import r.jsonl, and name the dataset" in file.err
+    assert "; to name a dataset: --dataset r" in alpasift("grade", "r", "--grader", "rules").err
+    two = alpasift("grade", "r", "s", "--grader", "rules")
+    assert (two.code, "Got unexpected extra arguments (r s)" in two.err) == (2, True)
+
+
 def test_tables_is_schema(alpasift: Call) -> None:
     alpasift("import", EXAMPLES)
     assert alpasift("tables").out == alpasift("schema").out != ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import click
 
 from alpasift.batcher.cli.options import API_SETTINGS, VLLM_SETTINGS
@@ -78,6 +81,21 @@ _FIRST = "Options"
 
 class GroupedCommand(click.Command):
     """A command whose help lists its options under headings. One that has no heading stands first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does it; a file or a dataset where the command takes none is told what to do with it."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            extra = re.fullmatch(r"Got unexpected extra argument \((.+)\)", error.message)
+            params = self.get_params(ctx)
+            takes_one = any(isinstance(param, click.Argument) for param in params)
+            if extra is None or takes_one or not any(param.name == "dataset" for param in params):
+                raise
+            given = extra[1]
+            then = f"import it first: alpasift import {given}, and name the dataset with --dataset"
+            message = f"{self.name} takes no file; {then}" if Path(given).exists() else None
+            raise click.UsageError(message or f"{error.message}; to name a dataset: --dataset {given}", ctx) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (_FIRST, *_GROUPS)}
