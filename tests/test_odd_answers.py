@@ -310,3 +310,21 @@ def test_of_several_choices_the_first_by_its_index_is_the_answer() -> None:
     ]
     reply = reply_of("a", "k", "r", {"choices": choices, "usage": usage})
     assert (reply.text, reply.finish_reason) == ("4", "stop")
+
+
+def test_a_result_file_that_was_charged_twice_ends_with_its_alarm(tmp_path: Path) -> None:
+    with key():
+        store, request_file = exported(tmp_path, 3)
+        ids = [json.loads(line)["custom_id"] for line in request_file.read_text().splitlines()]
+        again = result_line(ids[0], answer("2"))
+        again["response"]["request_id"] = "another"
+        lines = [*(result_line(i, answer()) for i in ids), again]
+        result = tmp_path / "result.jsonl"
+        result.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for _ in range(2):
+            ran = call_cli(["--db", store.path, "batch", "import", result], cwd=tmp_path)
+            assert ran.code == 1
+            assert "alarm: $" in ran.err and "row 0" in ran.err and "ledger acknowledge --reason" in ran.err
+        assert call_cli(["--db", store.path, "ledger", "acknowledge", "--reason", "seen"], cwd=tmp_path).code == 0
+        assert call_cli(["--db", store.path, "batch", "import", result], cwd=tmp_path).code == 0
+    assert store.locked_query("select count(*) from graded where score = 4").rows[0][0] == 3

@@ -221,7 +221,8 @@ def import_command(db: str, file: str, executed_by: str | None, last: bool, form
         note("already imported; nothing changed")
         if found.in_flight:
             note(f"{counted(found.in_flight, 'row')} of the export still have no result; --last gives them up")
-        return 4 if found.in_flight else 0
+        print_alarms(found.alarms)
+        return 1 if found.alarms else 4 if found.in_flight else 0
     note(f"{counted(found.replies, 'reply')}, {counted(found.usable, 'score')}, {show_usd(found.usd)}")
     if found.refused or found.broken:
         note(
@@ -230,6 +231,10 @@ def import_command(db: str, file: str, executed_by: str | None, last: bool, form
     if found.in_flight:
         left = counted(found.in_flight, "row")
         note(f"{left} of the export still have no result; import the error file too, or add --last")
+    print_alarms(found.alarms)
+    if found.alarms:
+        return 1
+    if found.in_flight:
         return 4
     note("next: alpasift scores")
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,10 @@ class _Export:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What a result file brought. `refused` lines name questions that this ledger did not export."""
+    """What a result file brought. `refused` lines name questions that this ledger did not export.
+
+    `alarms` is what was charged that must not have been: nothing more is sent until a person has looked.
+    """
 
     lines: int
     replies: int
@@ -122,6 +125,7 @@ class Imported:
     broken: int
     in_flight: int
     repeated: bool
+    alarms: tuple[str, ...] = ()
 
 
 def import_results(store: Store, path: Path, executed_by: str | None = None, *, last: bool = False) -> Imported:
@@ -138,7 +142,7 @@ def import_results(store: Store, path: Path, executed_by: str | None = None, *, 
             f"that answered. Export again with --executed-by {executed_by}"
         )
     if closed:
-        return Imported(len(keys), 0, 0, Decimal(0), 0, 0, 0, True)
+        return Imported(len(keys), 0, 0, Decimal(0), 0, 0, 0, True, _alarms(store))
     group = next(g for g in groups_in_flight(store) if g.manual and attempt in g.attempts)
     backend = open_backend(group.spec, group.options)
     try:
@@ -147,7 +151,7 @@ def import_results(store: Store, path: Path, executed_by: str | None = None, *, 
             before = _answered_before(store, attempt)
             run.take(_take_file(path, attempt, found, before, run.meter, last))
             progress = run.progress
-            return Imported(
+            imported = Imported(
                 len(keys),
                 run.writer.stored,
                 progress.usable,
@@ -157,8 +161,13 @@ def import_results(store: Store, path: Path, executed_by: str | None = None, *, 
                 _without_reply(store, attempt),
                 not run.writer.stored and not last,
             )
+        return replace(imported, alarms=_alarms(store))
     finally:
         backend.close()
+
+
+def _alarms(store: Store) -> tuple[str, ...]:
+    return tuple(row["note"] for row in store.query("alarms"))
 
 
 def _custom_ids(path: Path) -> list[str]:
