@@ -228,7 +228,7 @@ def run_training(db: str, planned: PlannedTraining, hooks: Hooks) -> Trained:
             request.out,
             replace(hooks, on_start=on_start, on_step=on_step, on_held_out=on_held_out),
             save_every=request.save_every,
-            forecast_bytes=None if planned.machine.card.is_cpu or not forecast else forecast.peak_bytes,
+            forecast_bytes=forecast.peak_bytes if forecast else None,
             fresh=request.fresh,
         )
         outcome = "done" if trained.finished else "stopped"
@@ -246,7 +246,7 @@ def run_training(db: str, planned: PlannedTraining, hooks: Hooks) -> Trained:
         measured = measured_against(
             forecast,
             tokens_per_second=trained.measured.tokens_per_second,
-            peak_bytes=None if planned.machine.card.is_cpu else trained.measured.peak_bytes,
+            peak_bytes=max(0, trained.measured.peak_bytes - forecast.parts.libraries),
             steps=trained.measured.steps,
             versions=versions(),
             loading_seconds=trained.measured.loading_seconds,

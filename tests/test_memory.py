@@ -31,7 +31,7 @@ from alpasift.train.fit.cards import (
 )
 from alpasift.train.fit.choice import NothingFits, choose, configurations, pack_lengths
 from alpasift.train.fit.forecast import Forecast, forecast
-from alpasift.train.fit.memory import peak
+from alpasift.train.fit.memory import MemoryParts, peak
 from alpasift.train.fit.model_dims import PRESETS, dims_from_config, read_dims
 from alpasift.train.fit.seconds import flops_per_token, passes, training_flops
 from alpasift.train.fit.train_config import Method, TrainConfig
@@ -124,9 +124,18 @@ def test_what_the_formulas_do_not_cover_is_named(tmp_path: Path) -> None:
 # -- memory, against what was published --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("one", [p for p in PUBLISHED if not p.miss], ids=lambda one: f"{one.group} {one.what}")
+@pytest.mark.parametrize(
+    "one", [p for p in PUBLISHED if not p.miss], ids=lambda one: f"{one.group} {one.what} {one.counts}"
+)
 def test_a_published_peak_is_forecast_within_its_tolerance(one: Any) -> None:
-    assert {"LLaMA-Factory": 0.07, "LitGPT": 0.05, "Qwen": 0.10}[one.group] == one.within
+    wanted = {
+        "LLaMA-Factory": 0.07,
+        "LitGPT": 0.05,
+        "Qwen": 0.10,
+        "fitcheck T4": 0.12 if one.counts == "reserved" else 0.035,
+        "fms-acceleration A100": 0.025,
+    }
+    assert wanted[one.group] == one.within
     assert abs(one.error) <= one.within, f"{one.forecast_gb:.2f} GB, published {one.gb}"
 
 
@@ -135,8 +144,8 @@ def test_a_published_peak_is_forecast_within_its_tolerance(one: Any) -> None:
     [
         ("LitGPT", "7B NF4, 1 x 1304, no checkpointing", -0.184, "bitsandbytes 0.41"),
         ("LitGPT", "13B NF4, 1 x 1304, no checkpointing", -0.167, "bitsandbytes 0.41"),
-        ("axolotl", "7B, 2 x 4096", -0.245, "not published"),
-        ("LLaMA-Factory", "7B 16-bit, 4 x 1024, FA2", 0.074, "whole GB"),
+        ("axolotl", "7B, 2 x 4096", -0.203, "not published"),
+        ("LLaMA-Factory", "7B 16-bit, 4 x 1024, FA2", 0.094, "whole GB"),
     ],
 )
 def test_a_known_miss_is_as_far_off_as_recorded_and_has_its_reason(
@@ -147,7 +156,31 @@ def test_a_known_miss_is_as_far_off_as_recorded_and_has_its_reason(
 
 
 def test_nothing_published_is_left_out_of_both_tests() -> None:
-    assert len(PUBLISHED) == 18 and sum(bool(p.miss) for p in PUBLISHED) == 4
+    assert len(PUBLISHED) == 18 + 2 * 14 + 6 and sum(bool(p.miss) for p in PUBLISHED) == 4
+
+
+def test_what_the_allocator_reserves_is_between_what_was_published_of_a_t4() -> None:
+    """Below its middle for NF4 by 2 %, as those runs had no segments that grow; the margin covers all of them."""
+    for method in ("lora", "qlora"):
+        ratios = sorted(r.ratio for r in BENCH["reserved_ratios"]() if (r.group, r.method) == ("fitcheck T4", method))
+        parts = peak(SMALL, TrainConfig(method), 1024)
+        ours = parts.reserved / parts.allocated
+        assert ratios[0] < ours < ratios[-1]
+        assert ours == pytest.approx(ratios[len(ratios) // 2], abs=0.03)
+        one = forecast(SMALL, ALPACA, TrainConfig(method), card_named("t4"))
+        assert ratios[-1] <= ours * (1 + one.margin)
+    assert {row[-1] - row[-2] for row in BENCH["_T4_ROWS"]} == {141}, "MiB of the CUDA context"
+
+
+def test_what_explains_the_published_figures_is_what_their_trainers_did() -> None:
+    """Without float32 beside NF4, or with another number of bytes a logit, the forecast is off by 6 % and more."""
+    upcast = [p for p in PUBLISHED if p.config.upcast and p.counts == "allocated"]
+    assert len(upcast) == 12
+    for one in upcast:
+        plain = peak(one.dims, replace(one.config, upcast=False), one.tokens).allocated / 1e9
+        assert plain < 0.94 * one.gb, one.what
+    for one in (p for p in PUBLISHED if p.group == "fitcheck T4" and p.config.method == "lora"):
+        assert one.config.logit_bytes == 14
 
 
 def test_four_bit_weights_take_the_bytes_of_their_quantisation() -> None:
@@ -179,15 +212,18 @@ def test_four_bit_weights_take_the_bytes_of_their_quantisation() -> None:
 def test_peaks_are_those_of_the_worked_table(
     method: Method, dims: Any, checkpointing: bool, gib: tuple[float, ...]
 ) -> None:
-    made = [
-        peak(dims, TrainConfig(method, rows, checkpointing=checkpointing), 512 * rows).total / GIB for rows in (1, 4, 8)
-    ]
-    assert made == pytest.approx(gib, abs=0.11)
+    made = [peak(dims, TrainConfig(method, rows, checkpointing=checkpointing), 512 * rows) for rows in (1, 4, 8)]
+    assert [worked(parts) for parts in made] == pytest.approx(gib, abs=0.11)
+
+
+def worked(parts: MemoryParts) -> float:
+    """GiB with 4 % for fragmentation, as the table was worked out."""
+    return (1.04 * parts.allocated + parts.context) / GIB
 
 
 def test_adam_in_8_bits_and_32_bit_weights_take_what_they_should() -> None:
     def full(**changes: Any) -> float:
-        return peak(SMALL, TrainConfig("full", **changes), 512).total / GIB
+        return worked(peak(SMALL, TrainConfig("full", **changes), 512))
 
     assert full(optimizer="adamw_8bit") == pytest.approx(40.1, abs=0.1)
     assert full(adapter_dtype="fp32") == pytest.approx(105, abs=0.5)  # 16 bytes a parameter
@@ -236,7 +272,8 @@ def test_parts_add_up_and_more_tokens_never_take_less(
     here, more = peak(SMALL, config, tokens), peak(SMALL, config, tokens + 64)
     assert here.total == here.fixed + here.moving + here.fragmentation + here.context
     assert here.reserved == here.total - here.context and here.allocated == here.fixed + here.moving
-    assert here.fragmentation == pytest.approx(0.04 * (here.fixed + here.moving), abs=1)
+    share = 0.10 if method == "qlora" else 0.06
+    assert here.fragmentation == pytest.approx(share * (here.fixed + here.moving), abs=1)
     assert more.total > here.total and more.fixed == here.fixed
 
 
@@ -360,7 +397,7 @@ def test_the_usual_cards_get_the_fastest_method_that_fits(
     one = choice.chosen
     assert (one.config.method, one.config.checkpointing) == (method, checkpointing)
     assert one.peak_bytes * (1 + one.margin) <= one.card.usable_bytes
-    assert one.margin == (0.2 if method == "qlora" and not checkpointing else 0.1)
+    assert one.margin == (0.1 if method != "qlora" else 0.15 if checkpointing else 0.2)
     rivals = [other for other in choice.considered if other.fits and other.config.method == method]
     assert one.training_seconds is not None
     assert one.training_seconds <= 1.03 * min(
@@ -372,8 +409,8 @@ def test_the_usual_cards_get_the_fastest_method_that_fits(
 def test_13b_by_qlora_with_checkpointing_fits_a_card_of_16_gb_at_8_rows() -> None:
     one = forecast(LARGE, ALPACA, TrainConfig("qlora", 8, 512), card_of_size(16))
     full_rows = peak(LARGE, one.config, 8 * 512)
-    assert one.fits and one.peak_bytes <= full_rows.total and full_rows.total / GIB == pytest.approx(10.9, abs=0.1)
-    assert full_rows.total * 1.1 <= one.card.usable_bytes
+    assert one.fits and one.peak_bytes <= full_rows.total and full_rows.total / GIB == pytest.approx(11.5, abs=0.1)
+    assert full_rows.total * 1.15 <= one.card.usable_bytes
 
 
 def test_a_card_without_bf16_never_computes_in_it_and_trains_in_float32() -> None:
@@ -414,7 +451,7 @@ def test_where_nothing_fits_the_nearest_is_named_with_the_card_that_takes_it() -
         1,
         True,
     )
-    assert error.nearest.peak_bytes / GIB == pytest.approx(9.1, abs=0.1)
+    assert error.nearest.peak_bytes / GIB == pytest.approx(9.6, abs=0.1)
     assert (error.card_gb, error.smaller_model) == (12, "mistral-7b")
     assert "a 12 GB GPU is enough" in str(error) and "mistral-7b fits" in str(error) and "\n" not in str(error)
     with pytest.raises(NothingFits, match="--method qlora fits"):
@@ -561,14 +598,57 @@ def test_the_nearest_measurement_counts_and_among_equals_the_newest() -> None:
     assert apply(full, rows).tokens_per_second == pytest.approx(0.9 * full.tokens_per_second), "the same card"
 
 
-def test_a_processor_has_no_speed_until_it_was_measured() -> None:
-    cpu = this_cpu()
+def test_a_processor_that_cannot_be_asked_has_no_speed_until_it_was_measured() -> None:
+    cpu = replace(this_cpu(), flops=None)
     plain = forecast(SMALL, ALPACA, CONFIG, cpu, usd_per_hour=Decimal(1))
     assert cpu.is_cpu and (plain.seconds, plain.tokens_per_second, plain.minutes, plain.usd) == (None, None, None, None)
     row = measured_against(plain, tokens_per_second=12.5, peak_bytes=None, steps=20, versions={"torch": "2.11"})
     after = apply(plain, [row])
     assert after.tokens_per_second == pytest.approx(12.5) and after.parts == plain.parts
     assert apply(replace(plain, config=replace(CONFIG, method="lora")), [row]).seconds is None
+
+
+def test_a_measured_speed_of_a_processor_counts_more_than_how_fast_it_multiplies_now() -> None:
+    cpu = replace(this_cpu(), flops=80e9, mfu=(0.15, 0.75))
+    plain = forecast(SMALL, ALPACA, CONFIG, cpu)
+    assert plain.training_seconds == pytest.approx(plain.flops / 36e9, rel=0.01)
+    assert plain.training_slow == pytest.approx(5 * plain.training_fast, rel=0.01)
+    row = measured_against(plain, tokens_per_second=12.5, peak_bytes=None, steps=20, versions={})
+    for flops in (40e9, 160e9):
+        now = apply(forecast(SMALL, ALPACA, CONFIG, replace(cpu, flops=flops)), [row])
+        assert now.tokens_per_second == pytest.approx(12.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "checkpointing"), [("lora", False), ("lora", True), ("qlora", False), ("full", True)]
+)
+def test_a_process_takes_float32_its_libraries_and_what_malloc_keeps(method: Method, checkpointing: bool) -> None:
+    dims, tokens = read_dims("llama-7b"), 512
+    config = TrainConfig(method, checkpointing=checkpointing, adapter_dtype="fp32", dtype="fp32")
+    parts = peak(dims, config, tokens, processor=True)
+    assert (parts.context, parts.fragmentation, parts.libraries) == (0, 0, 660_000_000)
+    rest = dims.parameters - dims.linear
+    assert parts.weights == pytest.approx(4 * rest + (4.127 / 8 if method == "qlora" else 4) * dims.linear, abs=1)
+    trained = dims.parameters if method == "full" else dims.adapters(16)
+    assert parts.adapter_or_gradients + parts.optimizer == (12 if method == "full" else 16) * trained
+    h, i = dims.hidden, dims.intermediate
+    kept = (40 * h + 16 * i if method == "full" else 32 * h + 16 * i + 28 * 16) + 4 * tokens
+    held = 10 * 4 * h * dims.layers + 1.3 * 1.8 * kept if checkpointing else (dims.layers + 0.3) * 1.8 * kept
+    assert parts.activations == pytest.approx(held * tokens, rel=1e-6)
+    head = 33 * 32_000 * tokens + 6 * h * tokens
+    assert parts.head == pytest.approx(max(0, head - (1.3 if checkpointing else 0.3) * 1.8 * kept * tokens), rel=1e-6)
+    assert parts.total == sum(parts.by_name().values())
+
+
+def test_a_peak_that_was_measured_of_a_process_comes_out_again() -> None:
+    cpu = this_cpu()
+    config = TrainConfig("lora", checkpointing=False, adapter_dtype="fp32", dtype="fp32")
+    plain = forecast(read_dims("llama-7b"), ALPACA, config, cpu)
+    measured = round(1.2 * plain.peak_bytes) - plain.parts.libraries
+    row = measured_against(plain, tokens_per_second=9.0, peak_bytes=measured, steps=20, versions={})
+    after = apply(plain, [row])
+    assert after.memory_measured and after.peak_bytes == pytest.approx(1.2 * plain.peak_bytes, abs=10)
+    assert after.parts.libraries == plain.parts.libraries and after.computes_in == "float32"
 
 
 def test_measurements_are_kept_newest_first_one_of_each_kind(file: Path) -> None:

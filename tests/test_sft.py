@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -927,6 +928,30 @@ def test_a_step_is_said_to_have_the_examples_there_are_where_they_are_fewer_than
     done = run_cli(["train", "--model", base, "--data", data, "-o", "run", "--batch", 8, "--steps", 2], cwd=tmp_path)
     assert done.code == 0, done.err
     assert "5 examples, 2 steps of 5 examples, " in done.err
+
+
+def test_a_processor_has_its_forecast_beside_what_it_took_and_is_known_the_next_time(
+    base: Path, tmp_path: Path
+) -> None:
+    """The base is tiny, so that most of its memory is the libraries'; docs/fitting.md has a real model."""
+    data = write_rows(tmp_path / "rows.jsonl", rows(40))
+    alone = {"ALPASIFT_CALIBRATION": str(tmp_path / "cards.json"), "PATH": str(tmp_path)}  # no nvidia-smi
+    where = ["train", "--model", base, "--data", data, "-o", "run", "--batch", 4, "--steps", 20, "--json"]
+    done = run_cli(where, cwd=tmp_path, env=alone)
+    assert done.code == 0, done.err
+    assert re.search(r"forecast for .*: peak 0\.\d\d GiB, .*\(.* to .*\): loading .*, training .*, saving ", done.err)
+    line = r"peak [\d.]+ GiB of this process \(forecast [\d.]+ GiB, [+-]\d+%\), time .* \(forecast .*, [+-]\d+%\)"
+    assert re.search(line, done.err)
+    result = json.loads(done.out)
+    assert result["peak_bytes"] == pytest.approx(result["forecast_peak_bytes"], rel=0.4)
+    (row,) = json.loads((tmp_path / "cards.json").read_text())["corrections"]
+    assert (row["variant"], row["micro_batch"]) == ("fp32, float32 trained", 1)
+    asked = ["fit", "--model", base, "--data", data, "--card", "cpu", "--method", "lora", "--all", "--json"]
+    found = json.loads(run_cli(asked, cwd=tmp_path, env=alone).out)
+    known = [one for one in found["considered"] if one["method"] == "lora" and not one["checkpointing"]]
+    assert all("speed as measured on" in one["calibration"] for one in known)
+    assert all("peak as measured on" in one["calibration"] for one in known)
+    assert all(one["tokens_per_second"] == pytest.approx(row["tokens_per_second"]) for one in known)
 
 
 def test_what_was_chosen_at_the_start_stays_chosen(base: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _digest(data: Tokenized) -> str:
 
 
 def forecast_of(prepared: Prepared, dims: ModelDims, card: Card, save_every: int | None = None) -> Forecast:
-    """The forecast of exactly this training, before any calibration. fp32 is counted as 16 bits."""
+    """The forecast of exactly this training, before any calibration."""
     s, planned, cards = prepared.settings, prepared.plan, prepared.facts["cards"]
     float32 = s.master_weights if s.method == "full" else s.adapter_precision == "fp32"
     config = TrainConfig(
@@ -140,7 +140,7 @@ def forecast_of(prepared: Prepared, dims: ModelDims, card: Card, save_every: int
         dropout=s.lora_dropout,
         adapter_dtype="fp32" if float32 else "bf16",
         optimizer="adamw_8bit" if s.optimizer == "adamw_8bit" else "adamw",
-        dtype="fp16" if s.precision == "fp16" else "bf16",
+        dtype=s.precision,
         cards=cards,
     )
     lengths = Lengths(

@@ -63,6 +63,7 @@ class Trained:
 
     took              of the whole training, parts that a resumed one did before included
     held_out          the loss on the held-out rows at each point so far
+    peak_bytes        the most that the card's allocator has reserved, or that this process has used; of this call only
     already_finished  the folder held the finished training and nothing was done
     """
 
@@ -76,6 +77,7 @@ class Trained:
     measured: Measured | None
     held_out: Sequence[HeldOutLoss] = ()
     already_finished: bool = False
+    peak_bytes: int | None = None
 
 
 def train(
@@ -122,7 +124,8 @@ def _train(prepared: Prepared, out: Path, run: RunFolder, hooks: Hooks, save_eve
         log.close()
     _leave_together()
     facts = {**prepared.facts, "seconds": log.took.seconds, "loss": log.loss, "step": step}
-    return Trained(out, step >= steps, step, steps, log.took, log.loss, facts, log.measured, losses.losses)
+    took, peak = log.took, peak_bytes()
+    return Trained(out, step >= steps, step, steps, took, log.loss, facts, log.measured, losses.losses, peak_bytes=peak)
 
 
 def _run_trainer(

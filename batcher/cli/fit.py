@@ -244,7 +244,8 @@ def _print(found: Fit, rows: Rows, listed: Sequence[Forecast]) -> None:
     _print_table(listed, card)
     click.echo()
     print_paragraph(f"A forecast, not a measurement. Lengths by {found.lengths.counted_by}.")
-    print_paragraph(f"Calibration: {one.calibration or 'none for this GPU; the first steps of a training make one'}.")
+    none = f"none for this {'CPU' if card.is_cpu else 'GPU'}; the first steps of a training make one"
+    print_paragraph(f"Calibration: {one.calibration or none}.")
     if card.remark:
         print_paragraph(f"{card.label}: {card.remark}.")
     _print_skipped(found.lengths, rows)

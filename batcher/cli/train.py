@@ -20,10 +20,12 @@ from alpasift.batcher.cli.grouped_help import GroupedCommand
 from alpasift.batcher.cli.options import rows_options, usd
 from alpasift.batcher.cli.printing import note, print_json
 from alpasift.batcher.cli.training_time import forecast_json, forecast_text, taken_json, taken_text
+from alpasift.batcher.engine.progress import duration
 from alpasift.batcher.termination import arrived, exit_code
 
 if TYPE_CHECKING:
     from alpasift.batcher.trainings import PlannedTraining
+    from alpasift.train.fit.forecast import Forecast
     from alpasift.train.fit.train_config import Method
     from alpasift.train.held_out import HeldOutLoss
     from alpasift.train.metrics import Metrics
@@ -272,7 +274,7 @@ def _forecast_line(planned: PlannedTraining) -> str:
     if forecast is None:
         return f"  no forecast for {card.label}: its formulas do not support this model ({planned.machine.reason})"
     line = f"  forecast for {card.label}: "
-    line += "" if card.is_cpu else f"peak {forecast.peak_bytes / GIB:.1f} GiB, "
+    line += f"peak {_gib(forecast.peak_bytes)}, "
     if forecast.seconds is None:
         line += "speed unknown until the first training"
     else:
@@ -280,8 +282,6 @@ def _forecast_line(planned: PlannedTraining) -> str:
         if (cost := planned.usd(forecast.seconds)) is not None:
             line += f"; ${cost:.2f} at ${planned.request.usd_per_hour} an hour"
         line += f"; {forecast.tokens_per_second:,.0f} tokens/s while training"
-    if planned.machine.settings.precision == "fp32" and not card.is_cpu:
-        line += "; computed for 16 bits, 32 bits take about twice as much"
     return f"{line} ({planned.machine.reason})"
 
 
@@ -350,6 +350,8 @@ def _print_result(planned: PlannedTraining, trained: Trained, form: str | None) 
     out = planned.request.out
     if trained.measured and trained.facts.get("steps"):
         note(_measured_line(planned, trained))
+    if line := _beside_forecast(planned, trained):
+        note(line)
     if form:
         print_json(_facts(planned, trained))
     cost = planned.usd(trained.took.seconds)
@@ -382,9 +384,31 @@ def _measured_line(planned: PlannedTraining, trained: Trained) -> str:
     line = f"measured {measured.tokens_per_second:,.0f} tokens/s"
     if forecast and forecast.tokens_per_second:
         line += f" (forecast {forecast.tokens_per_second:,.0f})"
-    if forecast and not planned.machine.card.is_cpu:
-        line += f", {measured.peak_bytes / GIB:.1f} GiB reserved (forecast {forecast.parts.reserved / GIB:.1f})"
     return f"{line}; stored for the next forecast" if forecast else line
+
+
+def _beside_forecast(planned: PlannedTraining, trained: Trained) -> str | None:
+    """What this training took beside what was forecast before it began, and by how much the two differ."""
+    forecast, peak = planned.corrected, trained.peak_bytes
+    if forecast is None or peak is None:
+        return None
+    wanted = _comparable(planned, forecast)
+    what = "of this process" if planned.machine.card.is_cpu else "reserved on the card"
+    line = f"peak {_gib(peak)} {what} (forecast {_gib(wanted)}, {wanted / peak - 1:+.0%})"
+    if forecast.seconds is not None and trained.finished:
+        took = trained.took.seconds
+        line += f", time {duration(took)} (forecast {duration(forecast.seconds)}, {forecast.seconds / took - 1:+.0%})"
+    return line
+
+
+def _comparable(planned: PlannedTraining, forecast: Forecast) -> int:
+    """The forecast of what is measured: a process's whole memory, or what the allocator of a card reserves."""
+    return forecast.peak_bytes if planned.machine.card.is_cpu else forecast.parts.reserved
+
+
+def _gib(size: int) -> str:
+    """Bytes for people: "2.3 GiB", a tiny model's "0.64 GiB"."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / GIB:.2f} GiB"
 
 
 def _facts(planned: PlannedTraining, trained: Trained) -> dict[str, Any]:
@@ -406,6 +430,7 @@ def _facts(planned: PlannedTraining, trained: Trained) -> dict[str, Any]:
         "data": planned.prepared.facts["data"],
         "forecast": None if forecast is None else {**forecast_json(forecast), "usd": forecast_usd},
         "forecast_peak_bytes": planned.forecast.peak_bytes if planned.forecast else None,
+        "peak_bytes": trained.peak_bytes,
         "measured": asdict(trained.measured) if trained.measured else None,
         "usd": usd,
     }

@@ -10,7 +10,8 @@ a lock. One row per card, model dimensions, method, checkpointing, variant and n
              by 0.5 to 2 so that the measured peak comes out; what remains beyond that is added as a constant.
 
 Speed carries over because most of a formula's error is the card's. Memory does not: its error belongs to the layers and
-what they keep. A processor has no forecast speed: a row of the same kind gives its measured tokens per second directly.
+what they keep. How fast a processor multiplies changes with what else it does, so that a row of the same kind gives
+its measured tokens per second directly; its peak is the process's without the libraries.
 
 A file that cannot be read is an error where a forecast would use it; a training that has a measurement to record moves
 it aside as cards.json.broken and starts a new one.
@@ -53,8 +54,9 @@ class Measured:
     card                train.fit.cards.Card.name: "h200", the driver's own name, or "cpu:" and the processor's
     shape               train.fit.model_dims.ModelDims.digest
     variant             what else changes the memory: "bf16", "fp16, float32 trained, dropout, adamw_8bit"
-    tokens_per_second   real tokens, without padding, of all cards together; the forecast's is None on a processor
-    peak_bytes          of the allocator, torch.cuda.max_memory_reserved(); None where nothing counts it
+    tokens_per_second   real tokens, without padding, of all cards together; the forecast's may be None on a processor
+    peak_bytes          of the allocator, torch.cuda.max_memory_reserved(); on a processor of the process, without the
+                        libraries; None in rows of release 0.1 there
     loading_seconds     until the first step; None in rows of earlier releases
     saving_seconds      of checkpoints and model of a training that was done in one part, beside its forecast
     forecast_*_bytes    of the forecast's parts: fixed, moving (both without fragmentation) and reserved
@@ -245,7 +247,7 @@ def _variant(config: TrainConfig) -> str:
 
 
 def _with_speed(forecast: Forecast, of_card: Sequence[Measured], exact: Sequence[Measured]) -> Forecast:
-    if forecast.training_seconds is None:
+    if forecast.training_seconds is None or (forecast.card.is_cpu and exact):
         if not exact:
             return forecast
         row = exact[0]
@@ -299,7 +301,7 @@ def _with_memory(forecast: Forecast, exact: Sequence[Measured]) -> Forecast:
     )
     return replace(
         forecast,
-        parts=forecast.parts.with_moving(ratio, round(rest)),
+        parts=forecast.parts.with_moving(ratio, fragmentation - 1, round(rest)),
         memory_measured=True,
         calibration="; ".join(part for part in (forecast.calibration, correction) if part),
     )

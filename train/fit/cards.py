@@ -5,9 +5,11 @@ Reads cards.toml and runs `nvidia-smi`; knows nothing of models, and does not im
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +24,8 @@ from alpasift.train.artifacts import TrainError
 GIB = 1024**3
 _UNUSABLE_GB = ((16, 0.4), (24, 0.5), (40, 0.6), (80, 0.9), (141, 1.2))
 """(vendor's GB, GiB that a process cannot have): 16 -> 15.6 GiB, 24 -> 23.5, 40 -> 39.4, 80 -> 79.1, 141 -> 139.8."""
+_CPU_MFU = (0.15, 0.75)
+"""Measured on two cores: .55 to .8 where nothing else ran, .16 beside three other busy processes (docs/fitting.md)."""
 _STAND_INS = ((16, "t4"), (32, "rtx-3090"), (44, "a100-40"), (64, "a6000"), (120, "a100-80"))
 """(GB at most, whose speed is assumed for a card of which only the memory is known); above, an H200's."""
 
@@ -35,7 +39,8 @@ class Card:
     """A card, or a processor in the place of one.
 
     usable_bytes    what a process can have of the memory, CUDA context included
-    flops           16-bit operations a second, accumulated in float32; None where unknown, as on a processor
+    flops           16-bit operations a second, accumulated in float32; a processor's in float32, as it was just
+                    measured; None where unknown
     mfu             model flops utilisation: the share of them that training reaches, lowest and highest
     dequant_bytes_per_second   bytes of NF4 weights read and of 16-bit weights written a second
     remark          what is assumed about this card, for the user
@@ -173,8 +178,9 @@ def found_card() -> Card:
         raise NoCard(f"no GPU found: nvidia-smi failed ({type(error).__name__}); {advice}") from error
 
 
+@cache
 def this_cpu() -> Card:
-    """This machine's processor: its memory, and no speed, which is unknown before a training has run."""
+    """This machine's processor: its memory, and how fast it multiplies matrices now, if numpy is here to ask."""
     name = cpu_name()
     try:
         total = next(
@@ -184,9 +190,12 @@ def this_cpu() -> Card:
         )
     except (OSError, StopIteration, ValueError, IndexError):
         total = 0
-    remark = (
-        "a CPU: its speed is unknown until a training has run on it, and it computes in float32, which takes "
-        "about twice the memory forecast here"
+    flops = _cpu_flops()
+    remark = "a CPU computes in float32; " + (
+        "its speed is unknown until a training has run on it, as numpy is not installed"
+        if flops is None
+        else f"it multiplies matrices at {flops / 1e9:,.0f} GFLOP/s now, of which training reaches "
+        f"{_CPU_MFU[0]:.0%} to {_CPU_MFU[1]:.0%}, the less the more else it has to do"
     )
     return Card(
         f"cpu:{name}",
@@ -194,12 +203,27 @@ def this_cpu() -> Card:
         memory_gb=round(total / GIB, 1),
         usable_bytes=round(total * 0.9),
         bf16=True,
-        flops=None,
-        mfu=(0.0, 0.0),
+        flops=flops,
+        mfu=_CPU_MFU,
         dequant_bytes_per_second=None,
         source="assumed",
         remark=remark,
     )
+
+
+def _cpu_flops() -> float | None:
+    """float32 operations a second in the best of five products of two matrices of 1,024 x 1,024; some 0.2 s."""
+    try:
+        import numpy as np
+    except ImportError:
+        return None
+    one = np.full((1024, 1024), 0.5, np.float32)
+    best = math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        one @ one
+        best = min(best, time.perf_counter() - began)
+    return float(2 * 1024**3 / best)
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Literal
 
 from alpasift.train.artifacts import TrainError
 from alpasift.train.fit.cards import GIB, Card, usable_bytes
@@ -147,10 +148,10 @@ def _variants(methods: Sequence[Method], card: Card, shared: TrainConfig) -> lis
     """Each method with and without checkpointing, a full fine-tune also by optimizer and precision.
 
     Without bf16 a card computes in fp16, and trained parameters are float32: fp16 would lose small updates. On a
-    processor they are float32 too, as `train` has them there, so that its measurements are found again.
+    processor all is float32, as `train` has it there, so that its measurements are found again.
     """
-    in_bf16 = card.bf16 and not card.is_cpu
-    shared = replace(shared, dtype="bf16" if card.bf16 else "fp16", adapter_dtype="bf16" if in_bf16 else "fp32")
+    dtype: Literal["bf16", "fp16", "fp32"] = "fp32" if card.is_cpu else "bf16" if card.bf16 else "fp16"
+    shared = replace(shared, dtype=dtype, adapter_dtype="bf16" if dtype == "bf16" else "fp32")
     made = []
     for method in methods:
         kinds = [replace(shared, method=method)]
@@ -180,7 +181,7 @@ def _reason(chosen: Forecast, considered: Sequence[Forecast], methods: Sequence[
         least = min((one for one in considered if one.config.method in before), key=lambda one: one.needed_bytes)
         reasons.append(f"{_TITLE[least.config.method]} would need {_gib(least.needed_bytes)} with its margin")
     elif config.method == "lora" and "qlora" in methods:
-        reasons.append("the 16-bit weights fit, so 4-bit quantisation is not needed")
+        reasons.append(f"the {'32' if card.is_cpu else '16'}-bit weights fit, so 4-bit quantisation is not needed")
     if config.method == "full" and not config.master_weights:
         reasons.append("only pure bf16 weights fit, which lose small updates (--pure)")
     if config.optimizer == "adamw_8bit":

@@ -13,10 +13,19 @@ V vocabulary, r rank, N tokens of a micro-batch, padding included.
     moving      with checkpointing     2hLN + max(head, 1.3 x kept x N)      only one layer is kept at a time
                 without                kept x L x N + max(head, 0.3 x kept x N)
     head        16VN bytes of logits, their softmax and gradient; in tiles 2 min(N, 4096) min(V, 32768); both + 6hN
-    peak        1.04 (weights + trained + moving + 4hi of unpacked NF4 + 3N^2/rows of attention mask) + 0.5 GB of CUDA
+    peak        weights + trained + moving + 4hi of unpacked NF4 + 3N^2/rows of attention mask, of all that 6 % more
+                with 16-bit weights and 10 % with NF4 for fragmentation, + 0.5 GB of CUDA
 
-Kept, parameters and adapters were measured: exact on the CPU (transformers 5.23, peft 0.21). The factors 1.04, 1.3 and
-0.3 and the 0.5 GB reproduce published peaks: docs/fitting.md has the table, and what it misses.
+In float32 frozen weights take 4 bytes, and so does each of NF4's unpacked; kept is 40h + 16i where all weights are
+trained, 32h + 16i + 28r with adapters, 72h + 20i + 28r with dropout. On a processor
+
+    kept        4N more for the mask of the layer, and 1.8 times as much in all: malloc gives back little of it
+    head        33 bytes a logit of a tile, 31 in 16 bits: trl's tiles are computed by torch there, not in place
+    inputs      10 times as much with checkpointing: each lies between the freed tensors of two layers
+    libraries   0.66 GB in place of CUDA's; nothing is added for fragmentation
+
+Kept, parameters and adapters were measured: exact on the CPU (transformers 5.23, peft 0.21). The factors 1.3 and 0.3
+and the 0.5 GB reproduce published peaks: docs/fitting.md has the table, and what it misses.
 """
 
 from __future__ import annotations
@@ -26,18 +35,28 @@ from dataclasses import dataclass, fields, replace
 from alpasift.train.fit.model_dims import ModelDims
 from alpasift.train.fit.train_config import TrainConfig
 
-_FRAGMENTED = 0.04
+_FRAGMENTED = {"qlora": 0.10, "lora": 0.06, "full": 0.06}
+"""What the allocator reserves beyond what tensors take. Published ratios: on a T4 1.04 to 1.09 with 16-bit weights and
+1.06 to 1.25 with NF4, 1.06 and 1.12 in the middle; on an A100 of 2024 1.17 to 1.32 (docs/fitting.md). All of them
+without segments that grow, which `train` asks for."""
 _CONTEXT_BYTES = 500_000_000
 _NF4_BYTES = {True: 4.127 / 8, False: 4.5 / 8}  # per weight, by whether the scales are quantised too
+_LIBRARIES_BYTES = 660_000_000
+"""Of a process that has imported torch, transformers, peft, trl and bitsandbytes: 530 MiB, and 100 once it trains."""
+_MALLOC, _MALLOC_INPUTS = 1.8, 10
+"""glibc's memory over what tensors take: 1.7 to 2.5 times what is kept was measured, and with checkpointing 8 to 10
+times the layers' inputs, between which a layer's own tensors come and go (docs/fitting.md)."""
+_TILE_BYTES = {"fp32": 33, "bf16": 31, "fp16": 31}
 _TOKEN_PARTS = ("activations", "head", "dequantisation", "attention_mask")
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryParts:
-    """Peak memory of a card in bytes, by part; `total` is their sum and what a card must have.
+    """Peak memory of a card, or of a process without one, in bytes, by part; `total` is what there must be.
 
     activations    kept for the backward pass, and the layer that is being computed
     head           what the head needs beyond that layer, as the two are not computed at the same time
+    libraries      of the process, where a processor trains; a card has `context` instead
     measured       what a calibration found beyond all others; below 0 where the formulas are too high
     """
 
@@ -50,6 +69,7 @@ class MemoryParts:
     attention_mask: int
     fragmentation: int
     context: int
+    libraries: int = 0
     measured: int = 0
 
     def by_name(self) -> dict[str, int]:
@@ -80,32 +100,42 @@ class MemoryParts:
         """What the allocator takes of the card: torch.cuda.max_memory_reserved()."""
         return self.allocated + self.fragmentation
 
-    def with_moving(self, ratio: float, measured: int) -> MemoryParts:
-        """The same with all that depends on tokens scaled, fragmentation with it, and a measured remainder."""
+    def with_moving(self, ratio: float, fragmented: float, measured: int) -> MemoryParts:
+        """The same with all that depends on tokens scaled, this share of fragmentation, and a measured remainder."""
         scaled = replace(self, measured=measured, **{name: round(getattr(self, name) * ratio) for name in _TOKEN_PARTS})
-        return replace(scaled, fragmentation=round(_FRAGMENTED * (scaled.fixed + scaled.moving)))
+        return replace(scaled, fragmentation=round(fragmented * (scaled.fixed + scaled.moving)))
 
 
-def peak(dims: ModelDims, config: TrainConfig, tokens: int) -> MemoryParts:
-    """Bytes by part with micro-batches of at most `tokens` tokens, padding included: rows x the longest row."""
+def peak(dims: ModelDims, config: TrainConfig, tokens: int, *, processor: bool = False) -> MemoryParts:
+    """Bytes by part with micro-batches of at most `tokens` tokens, padding included: rows x the longest row.
+
+    `processor` is whether the memory is the machine's and not a card's.
+    """
     trained = trained_parameters(dims, config)
     size = 4 if config.trains_in_float32 else 2
     own = 0 if config.method == "full" else size  # an adapter's own weights; a full fine-tune's are `weights`
     moments = 2.03 if config.optimizer == "adamw_8bit" else 2 * size  # bytes of Adam's two
-    kept, inputs = kept_per_token(dims, config) * tokens, 2 * dims.hidden * dims.layers * tokens
+    number = 4 if config.dtype == "fp32" else 2
+    passed = 4 if config.upcast else number
+    kept, inputs = kept_per_token(dims, config) * tokens, passed * dims.hidden * dims.layers * tokens
+    mask = 0 if config.attention == "flash" else tokens * tokens / config.micro_batch
+    if processor:
+        kept, inputs = round(_MALLOC * (kept + number * mask)), _MALLOC_INPUTS * inputs
     held, layer = (inputs, 1.3 * kept) if config.checkpointing else (dims.layers * kept, 0.3 * kept)
     parts = MemoryParts(
         weights=round(_weight_bytes(dims, config)),
         adapter_or_gradients=round((own + size) * trained),
         optimizer=round(moments * trained),
         activations=round(held + layer),
-        head=round(max(0, _head_bytes(dims, config, tokens) - layer)),
-        dequantisation=4 * dims.hidden * dims.intermediate if config.method == "qlora" else 0,
-        attention_mask=round(0 if config.attention == "flash" else 3 * tokens * tokens / config.micro_batch),
+        head=round(max(0, _head_bytes(dims, config, tokens, processor) - layer)),
+        dequantisation=2 * number * dims.hidden * dims.intermediate if config.method == "qlora" else 0,
+        attention_mask=round((1 + number) * mask),
         fragmentation=0,
-        context=_CONTEXT_BYTES,
+        context=0 if processor else _CONTEXT_BYTES,
+        libraries=_LIBRARIES_BYTES if processor else 0,
     )
-    return replace(parts, fragmentation=round(_FRAGMENTED * (parts.fixed + parts.moving)))
+    share = 0.0 if processor else _FRAGMENTED[config.method]
+    return replace(parts, fragmentation=round(share * (parts.fixed + parts.moving)))
 
 
 def trained_parameters(dims: ModelDims, config: TrainConfig) -> int:
@@ -116,6 +146,10 @@ def trained_parameters(dims: ModelDims, config: TrainConfig) -> int:
 def kept_per_token(dims: ModelDims, config: TrainConfig) -> int:
     """Bytes that one layer keeps of one token for its backward pass."""
     h, kv, i, r = dims.hidden, dims.kv, dims.intermediate, config.rank
+    if config.dtype == "fp32":
+        if config.method == "full":
+            return 40 * h + 16 * i
+        return (72 * h + 20 * i if config.dropout else 32 * h + 16 * i) + 28 * r
     if config.method == "full":
         return 20 * h + 4 * kv + 8 * i
     float32 = config.adapter_dtype == "fp32"
@@ -127,13 +161,15 @@ def kept_per_token(dims: ModelDims, config: TrainConfig) -> int:
 
 
 def _weight_bytes(dims: ModelDims, config: TrainConfig) -> float:
+    number = 4 if config.master_weights or config.dtype == "fp32" or config.upcast else 2
     if config.method == "qlora":
         rest = dims.embedding + dims.head + dims.norms + dims.biases
-        return _NF4_BYTES[config.double_quant] * dims.linear + 2 * rest
-    return (4 if config.master_weights else 2) * dims.parameters
+        return _NF4_BYTES[config.double_quant] * dims.linear + number * rest
+    return number * dims.parameters
 
 
-def _head_bytes(dims: ModelDims, config: TrainConfig, tokens: int) -> float:
+def _head_bytes(dims: ModelDims, config: TrainConfig, tokens: int, processor: bool) -> float:
     if config.head == "fused":
-        return 2 * min(tokens, 4096) * min(dims.vocab, 32768) + 6 * dims.hidden * tokens
+        number = _TILE_BYTES[config.dtype] if processor else 4 if config.dtype == "fp32" else 2
+        return number * min(tokens, 4096) * min(dims.vocab, 32768) + 6 * dims.hidden * tokens
     return config.logit_bytes * dims.vocab * tokens + 6 * dims.hidden * tokens

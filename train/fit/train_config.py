@@ -26,7 +26,9 @@ class TrainConfig:
     head           "fused" computes the loss in tiles and never holds all logits; "vanilla" holds them
     logit_bytes    bytes per logit of a "vanilla" head: logits, softmax and gradient together
     double_quant   whether the scales of NF4 weights are quantised too
-    dtype          of the computation and of frozen weights
+    dtype          of the computation and of frozen weights; "fp32" on a processor
+    upcast         what is not quantised (embedding, head, norms) is float32, and with it what passes between layers:
+                   peft's prepare_model_for_kbit_training does so, trl 1.16 does not
     attention      "sdpa" needs a mask that keeps documents apart; "flash" needs none
     cards          data-parallel cards, each with the whole model
     """
@@ -43,14 +45,15 @@ class TrainConfig:
     head: Head = "fused"
     logit_bytes: float = 16
     double_quant: bool = True
-    dtype: Literal["bf16", "fp16"] = "bf16"
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    upcast: bool = False
     attention: Literal["sdpa", "flash"] = "sdpa"
     cards: int = 1
 
     @property
     def master_weights(self) -> bool:
         """Whether all weights are trained and kept in float32: fp16 alone would lose small updates."""
-        return self.method == "full" and (self.dtype == "fp16" or self.adapter_dtype == "fp32")
+        return self.method == "full" and (self.dtype != "bf16" or self.adapter_dtype == "fp32")
 
     @property
     def trains_in_float32(self) -> bool:
