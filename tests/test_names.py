@@ -167,6 +167,21 @@ def test_a_path_that_could_be_two_graders_is_not_guessed(graded: Path) -> None:
     assert "did you mean fake:g.toml? These have" in ran.err, ran.err
 
 
+@pytest.mark.parametrize(
+    ("typed", "proposed"),
+    [
+        (["select", "--name", "a", "--threshold", "4"], "Did you mean '--min-score'?"),
+        (["select", "--name", "a", "--min_scor", "4"], "Did you mean '--min-score'?"),
+        (["export", "--out", "a.json"], "Did you mean '--output'?"),
+        (["grade", "--model", "rules"], "Did you mean '--grader'?"),
+        (["query", "deciles", "--grader", "rules"], "A parameter of a query is written without dashes: grader=VALUE."),
+    ],
+)
+def test_an_option_of_another_name_is_answered_with_ours(alpasift: Call, typed: list[str], proposed: str) -> None:
+    ran = alpasift(*typed)
+    assert (ran.code, ran.err.strip().endswith(proposed)) == (2, True), ran.err
+
+
 def test_datasets_and_selections_are_proposed_too(graded: Path) -> None:
     assert "did you mean rows?" in call_cli(["export", "--dataset", "row", "-o", "x.json"], cwd=graded).err
     call_cli(["select", "--random", "2", "--name", "baseline"], cwd=graded)

@@ -236,6 +236,9 @@ def run(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
+        from alpasift.batcher.cli.option_hints import add_hint
+
+        add_hint(error)
         error.show()
         return 2
     except click.ClickException as error:
