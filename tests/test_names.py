@@ -174,7 +174,7 @@ def test_a_path_that_could_be_two_graders_is_not_guessed(graded: Path) -> None:
         (["select", "--name", "a", "--min_scor", "4"], "Did you mean '--min-score'?"),
         (["export", "--out", "a.json"], "Did you mean '--output'?"),
         (["grade", "--model", "rules"], "Did you mean '--grader'?"),
-        (["query", "deciles", "--grader", "rules"], "A parameter of a query is written without dashes: grader=VALUE."),
+        (["query", "deciles", "--grader", "rules"], "a parameter of a query is written without dashes: grader=VALUE"),
     ],
 )
 def test_an_option_of_another_name_is_answered_with_ours(alpasift: Call, typed: list[str], proposed: str) -> None:

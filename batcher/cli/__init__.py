@@ -236,10 +236,9 @@ def run(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
-        from alpasift.batcher.cli.option_hints import add_hint
+        from alpasift.batcher.cli.option_hints import with_hint
 
-        add_hint(error)
-        error.show()
+        with_hint(error).show()
         return 2
     except click.ClickException as error:
         error.show()

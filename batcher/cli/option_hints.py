@@ -20,15 +20,14 @@ _MEANT = {
 """Names that other tools have for options of ours, and ours: the first that the command has is meant."""
 
 
-def add_hint(error: click.UsageError) -> None:
-    """Add to the message of an unknown option what the command has in its place. Changes nothing else."""
+def with_hint(error: click.UsageError) -> click.UsageError:
+    """The same error; that of an unknown option names what the command has in its place."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
-        return
-    command = error.ctx.command
-    if command.name == "query" and error.option_name.startswith("--"):
-        error.message += f" A parameter of a query is written without dashes: {error.option_name[2:]}=VALUE."
-        return
+        return error
+    command, name = error.ctx.command, error.option_name
+    if command.name == "query" and name.startswith("--"):
+        written = f"a parameter of a query is written without dashes: {name[2:]}=VALUE"
+        return click.UsageError(f"No such option '{name}'; {written}", error.ctx)
     offered = {option for param in command.get_params(error.ctx) for option in param.opts}
-    meant = [name for name in _MEANT.get(error.option_name, ()) if name in offered]
-    if meant:
-        error.possibilities = meant[:1]
+    meant = [one for one in _MEANT.get(name, ()) if one in offered]
+    return click.NoSuchOption(name, possibilities=meant[:1], ctx=error.ctx) if meant else error
