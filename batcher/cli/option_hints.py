@@ -30,4 +30,4 @@ def with_hint(error: click.UsageError) -> click.UsageError:
         return click.UsageError(f"No such option '{name}'; {written}", error.ctx)
     offered = {option for param in command.get_params(error.ctx) for option in param.opts}
     meant = [one for one in _MEANT.get(name, ()) if one in offered]
-    return click.NoSuchOption(name, possibilities=meant[:1], ctx=error.ctx) if meant else error
+    return click.UsageError(f"No such option '{name}'. Did you mean '{meant[0]}'?", error.ctx) if meant else error
