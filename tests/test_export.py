@@ -842,7 +842,8 @@ def test_a_disk_that_fills_up_in_the_middle_is_one_line_and_nothing_is_left(
                     file.write(bytes(65_536))
 
     with pytest.raises(TrainError, match=r"the disk of .* is full; nothing was written") as caught:
-        export_model(runs["lora"], disk / "out.gguf" if form == "gguf" else disk / "out", form, report=fill)
+        out = disk / ("out.gguf" if form == "gguf" else "out")
+        export_model(runs["lora"], out, form, quantisation="q8_0", report=fill)
     assert "\n" not in str(caught.value)
     assert [p.name for p in disk.iterdir()] == ["filler"]
 
@@ -883,8 +884,9 @@ def test_a_killed_export_leaves_no_incomplete_model(moment: str, runs: dict[str,
     out = tmp_path / ("out.gguf" if form == "gguf" else "out")
     if "over" in moment:
         export_model(runs["full"], out, form)  # type: ignore[arg-type]
+    command = [sys.executable, "-m", "alpasift", "export-model", runs["lora"]]
     process = subprocess.Popen(
-        [sys.executable, "-m", "alpasift", "export-model", runs["lora"], "-o", out, "--form", form, "--force"],
+        [*command, "-o", out, "--form", form, "--force", "--quantisation", "q8_0"],
         env=cli_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
