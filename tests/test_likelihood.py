@@ -265,7 +265,7 @@ def test_rows_are_measured_resumed_and_kept_by_share(lab: Call, gguf: Path) -> N
     usual = lab("select", "--keep-share", ".5", "--name", "half", "--json").json[0]
     assert usual["condition"]["below"] == 1
     none = lab("select", "--top", "2", "--below", "0", "--name", "none")
-    assert none.code == 1 and "6 not_below" in none.err
+    assert none.code == 1 and "score at or above the limit (--below): 6" in none.err
 
 
 def test_a_filter_by_a_measure_wants_a_share(lab: Call, gguf: Path, tmp_path: Path) -> None:
