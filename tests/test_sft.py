@@ -954,6 +954,16 @@ def test_a_processor_has_its_forecast_beside_what_it_took_and_is_known_the_next_
     assert all(one["tokens_per_second"] == pytest.approx(row["tokens_per_second"]) for one in known)
 
 
+def test_the_peak_of_a_program_is_not_that_of_the_one_that_started_it() -> None:
+    measure = "from alpasift.train.metrics import process_peak_bytes; print(process_peak_bytes())"
+    start = (
+        "import subprocess, sys; large = bytearray(400_000_000); "
+        f"print(subprocess.run([sys.executable, '-c', {measure!r}], capture_output=True, text=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, env=cli_environment())
+    assert 1_000_000 < int(done.stdout) < 300_000_000, done.stderr
+
+
 def test_what_was_chosen_at_the_start_stays_chosen(base: Path, tmp_path: Path) -> None:
     """The same command resumes also when the machine, or what it has measured, would now choose otherwise."""
     data = write_rows(tmp_path / "rows.jsonl", rows(40))

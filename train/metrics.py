@@ -6,10 +6,10 @@ MEASURED_TO for the next forecast.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ class MetricsLog:
         now = time.monotonic() if self._ended is None else self._ended
         return TimeTaken(self._before + now - self._began, self._loading, self._saving)
 
-    @contextmanager
+    @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
         """Exclude what happens inside from the speed; it still counts in the hours."""
         began = time.monotonic()
@@ -128,7 +128,7 @@ class MetricsLog:
         finally:
             self._excluded += time.monotonic() - began
 
-    @contextmanager
+    @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
         """The same, and count it as saving."""
         began = time.monotonic()
@@ -230,11 +230,22 @@ def peak_bytes() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved())
+    return process_peak_bytes()
+
+
+def process_peak_bytes() -> int:
+    """The most memory that this program has used.
+
+    On Linux VmHWM of /proc/self/status: getrusage's figure survives exec, so it starts with the peak of whatever large
+    process started this one.
+    """
+    with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     import resource
     import sys
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def device_name() -> str:
