@@ -228,3 +228,13 @@ def test_a_database_that_was_cut_short_is_called_damaged(store: Store) -> None:
     os.truncate(store.path, size - 300_000)
     with pytest.raises(StoreError, match="is damaged"), store.reader() as con:
         con.execute("select sum(length(value)), max(key) from meta").fetchone()
+
+
+def test_what_has_taken_much_memory_is_stopped(store: Store) -> None:
+    close_idle()
+    before = threads()
+    with store.transaction() as con:
+        con.execute("create table large as select range as n, md5(range::varchar) as text from range(500000)")
+    assert threads() <= before, "it still runs, and keeps what it took"
+    assert meta(store) is None
+    assert threads() > before, "it runs on where little was taken"
