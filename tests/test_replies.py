@@ -96,7 +96,9 @@ TAGS = st.sampled_from(
 def test_no_prose_around_a_reply_without_a_score_gives_it_one(
     reply: dict[str, Any], before: list[str], after: list[str]
 ) -> None:
-    assert read(reply, "\n".join([*before, reply["text"], *after])).score is None
+    """None, or what its last line states alone: "4", then "I'd go with 3.", is no two scores once the 4 is not first."""
+    stated = read(reply, reply["text"].rstrip().rpartition("\n")[2]).score
+    assert read(reply, "\n".join([*before, reply["text"], *after])).score in (None, stated)
 
 
 @given(st.sampled_from([reply for reply in UNREAD if reply["tag"].startswith(("lists", "sentences"))]), st.data())
@@ -121,6 +123,8 @@ def test_thinking_before_a_reply_changes_nothing_of_its_score(
 ) -> None:
     if "channel" in reply["text"] + thought["text"] or "im_start" in reply["text"] + thought["text"]:
         return  # such a model has channels and no tags
+    if thought["text"].startswith(("analysis", "commentary")):
+        return  # the same where its special tokens are left out
     if "assistantfinal" not in reply["text"]:
         assert read(reply, tags[0] + thought["text"] + tags[1] + "\n" + reply["text"]).score == read(reply).score
 

@@ -124,7 +124,8 @@ def _final_channel(text: str) -> tuple[str, bool]:
 
 def _is_mentioned(text: str, found: re.Match[str]) -> bool:
     """Whether a tag is quoted: a remark about a row that holds one."""
-    return found.start() > 0 and text[found.start() - 1] in _QUOTES and text[found.end() : found.end() + 1] in _QUOTES
+    inside = found.start() > 0 and found.end() < len(text)
+    return inside and text[found.start() - 1] in _QUOTES and text[found.end()] in _QUOTES
 
 
 def _after_thinking(text: str) -> tuple[str, bool]:
