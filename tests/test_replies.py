@@ -96,7 +96,7 @@ TAGS = st.sampled_from(
 def test_no_prose_around_a_reply_without_a_score_gives_it_one(
     reply: dict[str, Any], before: list[str], after: list[str]
 ) -> None:
-    """None, or what its last line states alone: "4", then "I'd go with 3.", is no two scores once the 4 is not first."""
+    """None, or what its last line states alone: "4", then "I'd go with 3.", is one score once the 4 is not first."""
     stated = read(reply, reply["text"].rstrip().rpartition("\n")[2]).score
     assert read(reply, "\n".join([*before, reply["text"], *after])).score in (None, stated)
 
