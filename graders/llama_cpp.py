@@ -104,6 +104,7 @@ class LlamaCpp:
             "threads": str(self.decoder.threads),
             "machine": f"{cpu_name()}, {self.decoder.threads} threads",
             "spec": f"llama_cpp:{packaged or path.absolute()}",
+            **({} if self.model.amx_works else {"amx": "not used: it crashes in this build of llama.cpp"}),
         }
         self.size = ModelSize(
             self.model.parameters, self.fingerprint["file"], self.facts["machine"], self.decoder.threads

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from alpasift.graders import BackendError, Request
 from alpasift.graders.local.chat import Layout, layout_of
 from alpasift.graders.local.choices import Node, depth, trie_of
+from alpasift.graders.local.llama_amx import extra_buffers_work
 from alpasift.graders.local.llama_library import clear_errors, first_error, library
 from alpasift.graders.local.row_text import TokenNames
 
@@ -52,12 +53,15 @@ class LlamaModel:
     ends         the tokens of end of text
     ends_choice  the tokens that end a choice: those, and the ones that begin with a newline
     template     the chat template, "" where there is none
+    amx_works    False where llama.cpp's code for AMX crashes; it is then not used
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.lib = path, library()
         clear_errors()
-        self.pointer = self.lib.llama_model_load_from_file(os.fsencode(path), self.lib.llama_model_default_params())
+        params = self.lib.llama_model_default_params()
+        params.use_extra_bufts = self.amx_works = extra_buffers_work(self.lib, path)
+        self.pointer = self.lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise BackendError(f"{path} cannot be loaded: {first_error()}; download or convert it again")
         try:

@@ -141,6 +141,7 @@ def _model(path: Path, vocab_only: bool = False) -> Iterator[tuple[Any, Any]]:
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = 0
+        params.use_extra_bufts = False  # it is a check: no code for one kind of processor
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             raise TrainError(f"llama.cpp cannot load {path}: {errors[0] if errors else 'no reason given'}")
