@@ -94,7 +94,7 @@ class LlamaCpp:
         self.fingerprint: Mapping[str, str] = {
             "file": sha256_of(gguf_parts(path)),
             "n_ctx": str(self.model.context),
-            "flash_attn": "off",
+            "flash_attn": "on" if self.decoder.flash_attention else "off",
             "kv": "f16",
             "template": hashlib.sha256(template.encode()).hexdigest() if template else "plain",
             "ends": "newlines",

@@ -53,6 +53,7 @@ class LlamaModel:
     ends         the tokens of end of text
     ends_choice  the tokens that end a choice: those, and the ones that begin with a newline
     template     the chat template, "" where there is none
+    quantised    whether its weights are stored in less than float16
     amx_works    False where llama.cpp's code for AMX crashes; it is then not used
     """
 
@@ -76,6 +77,7 @@ class LlamaModel:
             raise BackendError(f"{self.path} is not a decoder-only language model; choose one that generates text")
         self.vocab = lib.llama_model_get_vocab(self.pointer)
         self.parameters: int = lib.llama_model_n_params(self.pointer)
+        self.quantised = lib.llama_model_size(self.pointer) < 1.9 * self.parameters  # bytes; two a weight is float16
         self.n_vocab: int = lib.llama_vocab_n_tokens(self.vocab)
         trained: int = lib.llama_model_n_ctx_train(self.pointer)
         self.context = min(trained, CONTEXT) if trained > 0 else CONTEXT
