@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
@@ -71,8 +71,10 @@ class Options:
     data: Path
     labels: Path
     field: str | None
+    other_field: str | None
     rows: int
     explain_rows: int
+    audit_rows: int
     seed: int
     budget: str | None
     note: str | None
@@ -87,8 +89,10 @@ class Options:
             "data": sha256(self.data),
             "labels": sha256(self.labels),
             "field": self.field,
+            "other_field": self.other_field,
             "rows": self.rows,
             "explain_rows": self.explain_rows,
+            "audit_rows": self.audit_rows,
             "seed": self.seed,
             "more": list(self.more),
         }
@@ -116,9 +120,19 @@ class Answer:
 
 
 def report(
-    options: Options, store: Store, chosen: list[Row], answer_format: str, failed: Mapping[str, str | None]
+    options: Options,
+    store: Store,
+    chosen: list[Row],
+    answer_format: str,
+    failed: Mapping[str, str | None],
+    audit: Mapping[str, Any] | None,
+    other: Mapping[str, bool],
+    peak: int,
 ) -> str:
-    """The report as Markdown. `answer_format` is that of the first grading, `failed` why others could not be done."""
+    """The report as Markdown. `answer_format` is that of the first grading, `failed` why others could not be done,
+    `audit` what `alpasift audit --json` printed, `other` whether the second label keeps a row, by example_id;
+    `peak` the bytes that the largest command held.
+    """
     table, run = Table(), Answers(store, chosen, answer_format)
     keep_from = float(load_rubric(RUBRIC).threshold)
     report_scores(table, run, chosen, keep_from)
@@ -134,10 +148,15 @@ def report(
 
     report_formats(table, run, keep_from, failed)
     report_injected(table, run, store, keep_from, failed["injected"])
-    report_labels(table, run, chosen, failed["expected"])
+    report_audit(table, audit, failed["audit"])
+    report_labels(table, run, chosen, failed["expected"], options.field)
+    if other:
+        others = [replace(row, kept=other[row.example_id]) for row in chosen if row.example_id in other]
+        report_labels(table, run, others, failed["expected"], options.other_field)
 
     table.section("Speed and cost")
     speed(table, store)
+    table.add("peak memory of the largest command", f"{peak / 1e6:,.0f} MB")
     money = store.query("ledger")[0]
     table.add("dollars spent (the ledger)", dollars(money["spent_usd"]), len(chosen))
     if money["unresolved_usd"]:
@@ -210,9 +229,26 @@ def report_injected(table: Table, run: Answers, store: Store, keep_from: float, 
     table.figure("injected: mean lift", mean_of([moved[x] - read[x] for x in both]), len(both))
 
 
-def report_labels(table: Table, run: Answers, chosen: Sequence[Row], failed: str | None) -> None:
+def report_audit(table: Table, audit: Mapping[str, Any] | None, failed: str | None) -> None:
+    """What the grader tells apart without labels: each kind of damage and of change, and the verdict."""
+    table.section("Audit: outputs beside damaged or changed copies of them")
+    if audit is None:
+        table.failed("audit", failed or "")
+        return
+    for one in audit["kinds"]:
+        way = "lowered" if one["expects"] == "lower" else "raised, and must not be"
+        hits = one["higher"] if one["expects"] == "lower" else one["lower"]
+        table.share(f"{one['kind']}: {way} ({one['ties']:,} ties)", hits, one["pairs"])
+        if one["expects"] == "lower":
+            table.figure(f"{one['kind']}: area under the curve", Figure(**one["auc"]), one["pairs"])
+            table.figure(f"{one['kind']}: of length alone", Figure(**one["length_auc"]), one["pairs"])
+    table.figure("asked twice: the same score", Figure(**audit["same_twice"]), audit["asked_twice"])
+    table.add("verdict", audit["verdict"]["line"])
+
+
+def report_labels(table: Table, run: Answers, chosen: Sequence[Row], failed: str | None, label: str | None) -> None:
     """How well scores order the rows as the labels do, beside the output's length."""
-    table.section("Against the labels (area under the curve; .5 is chance)")
+    table.section(f"Against the labels {label or ''} (area under the curve; .5 is chance)".replace("  ", " "))
     against(table, "score", scores(run.of(run.answer_format)), chosen)
     if failed:
         table.failed("expected score", failed)
@@ -396,7 +432,13 @@ def markdown(options: Options, store: Store, table: Table, count: int) -> str:
             con, "select g.name, g.fingerprint from graders g where g.name not like 'labels:%' order by first_seen"
         ).rows
     fingerprint = json.loads(who[-1][1]) if who else {}
-    label_field = f", field {options.field}" if options.field else ""
+    label_field = (
+        f", fields {options.field}, {options.other_field}"
+        if options.other_field
+        else f", field {options.field}"
+        if options.field
+        else ""
+    )
     head = {
         "date": datetime.now(UTC).date().isoformat(),
         "model": options.model.partition(":")[0] + ":" + Path(options.model.partition(":")[2]).name,

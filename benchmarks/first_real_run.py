@@ -13,6 +13,7 @@ MODEL is any grader. LABELS holds 0 or 1 for rows of DATA, by index or by conten
     reason first   a rubric made here from `accuracy`: reasons first, then the score
     expected_score the mean score under the model's own probabilities
     injected       the same rows with a sentence at the end of the output that claims the highest score
+    audit          `alpasift audit` on some of the rows, by expected_score where the grader can give it
 
 Stopped at any moment, the same command resumes; what was answered is not prompted again. What a grader cannot do is a
 line with the reason. Intervals are of 95 %: Wilson's for shares, DeLong's for areas under the curve and their
@@ -27,6 +28,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shlex
 import signal
 import subprocess
@@ -53,6 +55,9 @@ and write nothing after it:
 Score: N
 where N is one of {{choices}}.
 """
+
+
+LEAST_AUDIT = 20
 
 
 class Stop(Exception):
@@ -212,11 +217,11 @@ def prepare(options: Options) -> tuple[Store, list[Row], Path]:
         raise Stop(f"{options.db} belongs to a run with other settings ({settings}); name another file with --db")
     settings.write_text(json.dumps(options.fixed, indent=1))
     must(alpasift(options.db, "import", str(options.data), "--dataset", "whole"), "import")
-    which = ["--field", options.field] if options.field else []
-    must(
-        alpasift(options.db, "labels", str(options.labels), "--as", "truth", "--binary", "--dataset", "whole", *which),
-        "labels",
-    )
+    for name, field in (("truth", options.field), ("other", options.other_field)):
+        if name == "truth" or field:
+            which = ["--field", field] if field else []
+            into = ["--as", name, "--binary", "--dataset", "whole", *which]
+            must(alpasift(options.db, "labels", str(options.labels), *into), "labels")
     store = Store(options.db).existing()
     pool = labelled(store, "labels:truth")
     if not pool:
@@ -273,7 +278,35 @@ def run(options: Options) -> str:
         graded("explained", RUBRIC, "explain") if main != "explain" else "the score was graded with reasons anyway"
     )
     failed["last"] = graded("explained", str(last), "explain")
-    return report(options, store, chosen, main, failed)
+    print_progress("audit")
+    by = main if failed["expected"] else "expected_score"
+    audit, failed["audit"] = audited(options, min(options.audit_rows, len(chosen)), by, common)
+    other = {row.example_id: row.kept for row in labelled(store, "labels:other")} if options.other_field else {}
+    return report(options, store, chosen, main, failed, audit, other, peak_memory(folder))
+
+
+def peak_memory(folder: Path) -> int:
+    """Bytes that the largest command has held since this program was started; once reported it stays."""
+    known = folder / "peak.json"
+    if not known.exists():
+        known.write_text(json.dumps(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024))
+    return int(json.loads(known.read_text()))
+
+
+def audited(
+    options: Options, count: int, answer_format: str, common: Sequence[str]
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The audit of the grader as `alpasift audit --json` prints it, or why there is none. Raises Stop."""
+    if count < LEAST_AUDIT:
+        return None, f"{count} rows, and an audit wants {LEAST_AUDIT}"
+    about = ["--rows", str(count), "--dataset", "rows", "--rubric", RUBRIC, "--answer-format", answer_format]
+    for _ in range(3):
+        ran = alpasift(options.db, "audit", options.model, *about, *common, "--quiet", "--yes", "--json")
+        if ran.code == 0:
+            return json.loads(ran.out), None
+        if ran.code != 4:
+            break
+    raise Stop(f"audit: {ran.last_line}")
 
 
 def print_progress(text: str) -> None:
@@ -290,8 +323,10 @@ def arguments(given: Sequence[str] | None) -> Options:
         "--labels", type=Path, required=True, help="0 or 1 for rows of it, as `alpasift labels --binary` reads"
     )
     parser.add_argument("--field", metavar="KEY", help="the key of the label, where there are several")
+    parser.add_argument("--other-field", metavar="KEY", help="the key of a second label, for the areas under the curve")
     parser.add_argument("--rows", type=int, default=500, metavar="N", help="how many labelled rows to draw (500)")
     parser.add_argument("--explain-rows", type=int, metavar="N", help="of these, how many to grade with reasons (all)")
+    parser.add_argument("--audit-rows", type=int, default=100, metavar="N", help="rows of the audit; 0: none (100)")
     parser.add_argument("--seed", type=int, default=0, help="draws the rows and their other order (0)")
     parser.add_argument("--budget", metavar="USD", help="for a grader that costs dollars: the cap of the whole run")
     parser.add_argument(
@@ -317,8 +352,10 @@ def arguments(given: Sequence[str] | None) -> Options:
         found.data,
         found.labels,
         found.field,
+        found.other_field,
         found.rows,
         found.explain_rows or found.rows,
+        found.audit_rows,
         found.seed,
         found.budget,
         found.note,

@@ -36,6 +36,8 @@ from alpasift.graders import (
     open_backend,
 )
 from alpasift.graders.local.gguf_files import check_gguf
+from alpasift.graders.local.llama_amx import extra_buffers_work
+from alpasift.graders.local.llama_library import library
 from alpasift.graders.local.model_folders import ModelFilesError
 from alpasift.graders.local.row_text import TokenNames
 from conftest import new_store, write_rows
@@ -661,3 +663,24 @@ def test_a_header_with_a_changed_or_missing_byte_is_one_line_and_no_abort(tmp_pa
     path.write_bytes(data)
     with pytest.raises(ModelFilesError):
         check_gguf(path)
+
+
+class LibraryForAMX:
+    """llama.cpp's library as it would describe itself on a processor with AMX."""
+
+    def llama_print_system_info(self) -> bytes:
+        return b"CPU : AVX2 = 1 | AMX_INT8 = 1 | "
+
+
+def test_code_for_amx_is_tried_in_a_process_of_its_own_and_not_used_where_that_crashes(
+    gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert extra_buffers_work(LibraryForAMX(), gguf_path)  # whatever this processor is, this build runs on it
+    crashing = tmp_path / "python"
+    crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    crashing.chmod(0o755)
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(gguf_path.read_bytes())
+    monkeypatch.setattr(sys, "executable", str(crashing))
+    assert not extra_buffers_work(LibraryForAMX(), copy)
+    assert extra_buffers_work(library(), copy) is (b"AMX_INT8 = 1" not in library().llama_print_system_info())

@@ -54,4 +54,3 @@ def decode(path: str) -> None:
         sys.exit(1)
     tokens = (lib.llama_token * TOKENS)()
     sys.exit(bool(lib.llama_decode(context, lib.llama_batch_get_one(tokens, TOKENS))))
-

@@ -48,7 +48,7 @@ GGML_TYPE_F32 = 0
 OUTPUTS = 64
 """Positions of one llama_decode whose logits are kept."""
 TRIED = OUTPUTS - ROWS - 1
-"""Continuations tried together, each in a sequence of its own; llama.cpp wants no more sequences than such positions."""
+"""Continuations tried together, each in a sequence of its own: llama.cpp takes at most `OUTPUTS` sequences."""
 
 
 @dataclass(frozen=True, slots=True)
