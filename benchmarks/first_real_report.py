@@ -126,12 +126,12 @@ def report(
     answer_format: str,
     failed: Mapping[str, str | None],
     audit: Mapping[str, Any] | None,
-    other: Mapping[str, bool],
+    second_label: Mapping[str, bool],
     peak: int,
 ) -> str:
     """The report as Markdown. `answer_format` is that of the first grading, `failed` why others could not be done,
-    `audit` what `alpasift audit --json` printed, `other` whether the second label keeps a row, by example_id;
-    `peak` the bytes that the largest command held.
+    `audit` what `alpasift audit --json` printed, `second_label` whether the
+    second label keeps a row, by example_id; `peak` the bytes that the largest command held.
     """
     table, run = Table(), Answers(store, chosen, answer_format)
     keep_from = float(load_rubric(RUBRIC).threshold)
@@ -150,8 +150,8 @@ def report(
     report_injected(table, run, store, keep_from, failed["injected"])
     report_audit(table, audit, failed["audit"])
     report_labels(table, run, chosen, failed["expected"], options.field)
-    if other:
-        others = [replace(row, kept=other[row.example_id]) for row in chosen if row.example_id in other]
+    if second_label:
+        others = [replace(row, kept=second_label[row.example_id]) for row in chosen if row.example_id in second_label]
         report_labels(table, run, others, failed["expected"], options.other_field)
 
     table.section("Speed and cost")
@@ -201,7 +201,10 @@ def report_formats(table: Table, run: Answers, keep_from: float, failed: Mapping
     if failed["explain"]:
         table.failed("score against score and reasons", failed["explain"])
     else:
-        compare(table, "score against score and reasons", first, run.of("explain"), keep_from)
+        explained = run.of("explain")
+        compare(table, "score against score and reasons", first, explained, keep_from)
+        unread = sum(a.score is None for a in explained.values())
+        table.share("score and reasons: answers without a readable score", unread, len(explained))
     if failed["last"]:
         table.failed("score first against reasons first", failed["last"])
     else:

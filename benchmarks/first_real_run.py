@@ -305,7 +305,7 @@ def audited(
         if ran.code == 0:
             return json.loads(ran.out), None
         if ran.code != 4:
-            break
+            return None, ran.last_line
     raise Stop(f"audit: {ran.last_line}")
 
 

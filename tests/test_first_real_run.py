@@ -47,6 +47,7 @@ text = "4.5\nFine.\nScore: 4.5"
 match = ''
 text = "4\nFine.\nScore: 4"
 """
+OUTPUT = "The old bridge over the river was closed in spring because two of its arches had cracks, and"
 PLANTED = PLANTED.replace(r"number 1\d", r"number 1[2-9]")
 
 
@@ -83,10 +84,10 @@ def planted(folder: Path, price: str = "") -> tuple[Path, Path, Path]:
     script = folder / "script.toml"
     script.write_text(price + PLANTED)
     rows = [
-        {"instruction": f"Question number {i:02d}.", "input": "", "output": "word " * (1 + i % 4) + "end."}
+        {"instruction": f"Question number {i:02d}.", "input": "", "output": f"{OUTPUT} {'well ' * (i % 4)}done."}
         for i in range(24)
     ]
-    labels = [{"index": i, "good": int(i >= 12), "other": 1} for i in range(24)]
+    labels = [{"index": i, "good": int(i >= 12), "odd": i % 2} for i in range(24)]
     return script, write_rows(folder / "rows.jsonl", rows), write_rows(folder / "labels.jsonl", labels)
 
 
@@ -95,6 +96,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[object], R
     folder = tmp_path_factory.mktemp("planted")
     script, rows, labels = planted(folder)
     command = [f"fake:{script}", "--data", rows, "--labels", labels, "--field", "good", "--rows", 24]
+    command += ["--other-field", "odd"]
     return folder, command, first_real_run(folder, *command)
 
 
@@ -130,8 +132,14 @@ def test_what_was_planted_is_what_the_table_holds(run: tuple[Path, list[object],
     assert found["injected: mean lift"][:2] == (f"{11 / 23:.3f}", "23")
 
     # 7 kept rows at 4.5 stand above 11 of 12 others, 4 at 5 above 11 and beside one: (7 * 11 + 4 * 11.5) / (11 * 12)
-    assert found["score"][:2] == ("0.932", "23")
-    assert found["length of the output, longer is better: the baseline to beat"][:2] == ("0.500", "24")
+    good, odd = (cells(text.split(f"## Against the labels {name} ")[1].split("##")[0]) for name in ("good", "odd"))
+    assert good["score"][:2] == ("0.932", "23")
+    assert good["length of the output, longer is better: the baseline to beat"][:2] == ("0.500", "24")
+    # odd: 5 at 4, 3 at 4.5, 3 at 5; even: 6, 4, 2. (5 * 6 / 2 + 3 * (6 + 4 / 2) + 3 * (10 + 2 / 2)) / (11 * 12)
+    assert odd["score"][:2] == ("0.545", "23")
+    audit = text.split("## Audit")[1].split("##")[0]
+    assert "| empty: lowered" in audit
+    assert re.search(r"\| verdict \| shows nothing", audit)
     assert found["dollars spent (the ledger)"][0] == "$0"
     assert found["answers a second, score"][1] == str(
         24 * 2 + 2 + 24 + 1
