@@ -129,9 +129,13 @@ def report(
     second_label: Mapping[str, bool],
     peak: int,
 ) -> str:
-    """The report as Markdown. `answer_format` is that of the first grading, `failed` why others could not be done,
-    `audit` what `alpasift audit --json` printed, `second_label` whether the
-    second label keeps a row, by example_id; `peak` the bytes that the largest command held.
+    """The report as Markdown.
+
+    answer_format   that of the first grading
+    failed          why others could not be done
+    audit           what `alpasift audit --json` printed
+    second_label    whether the second label keeps a row, by example_id
+    peak            bytes that the largest command held
     """
     table, run = Table(), Answers(store, chosen, answer_format)
     keep_from = float(load_rubric(RUBRIC).threshold)
@@ -251,7 +255,8 @@ def report_audit(table: Table, audit: Mapping[str, Any] | None, failed: str | No
 
 def report_labels(table: Table, run: Answers, chosen: Sequence[Row], failed: str | None, label: str | None) -> None:
     """How well scores order the rows as the labels do, beside the output's length."""
-    table.section(f"Against the labels {label or ''} (area under the curve; .5 is chance)".replace("  ", " "))
+    labels = f"the labels {label}" if label else "the labels"
+    table.section(f"Against {labels} (area under the curve; .5 is chance)")
     against(table, "score", scores(run.of(run.answer_format)), chosen)
     if failed:
         table.failed("expected score", failed)
@@ -435,13 +440,7 @@ def markdown(options: Options, store: Store, table: Table, count: int) -> str:
             con, "select g.name, g.fingerprint from graders g where g.name not like 'labels:%' order by first_seen"
         ).rows
     fingerprint = json.loads(who[-1][1]) if who else {}
-    label_field = (
-        f", fields {options.field}, {options.other_field}"
-        if options.other_field
-        else f", field {options.field}"
-        if options.field
-        else ""
-    )
+    fields = "".join(f", field {one}" for one in (options.field, options.other_field) if one)
     head = {
         "date": datetime.now(UTC).date().isoformat(),
         "model": options.model.partition(":")[0] + ":" + Path(options.model.partition(":")[2]).name,
@@ -450,7 +449,7 @@ def markdown(options: Options, store: Store, table: Table, count: int) -> str:
         "versions": versions(),
         "machine": machine(),
         "data": f"{options.data.name}, sha256 {sha256(options.data)}",
-        "labels": f"{options.labels.name}{label_field}, sha256 {sha256(options.labels)}",
+        "labels": f"{options.labels.name}{fields}, sha256 {sha256(options.labels)}",
         "rows": f"{count:,} of the labelled rows, drawn at random without replacement, seed {options.seed}",
         "note": options.note or "",
     }

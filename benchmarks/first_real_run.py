@@ -57,9 +57,6 @@ where N is one of {{choices}}.
 """
 
 
-LEAST_AUDIT = 20
-
-
 class Stop(Exception):
     """The run cannot go on; the message says why and what to do."""
 
@@ -297,8 +294,8 @@ def audited(
     options: Options, count: int, answer_format: str, common: Sequence[str]
 ) -> tuple[dict[str, Any] | None, str | None]:
     """The audit of the grader as `alpasift audit --json` prints it, or why there is none. Raises Stop."""
-    if count < LEAST_AUDIT:
-        return None, f"{count} rows, and an audit wants {LEAST_AUDIT}"
+    if not count:
+        return None, "no rows were wanted for it"
     about = ["--rows", str(count), "--dataset", "rows", "--rubric", RUBRIC, "--answer-format", answer_format]
     for _ in range(3):
         ran = alpasift(options.db, "audit", options.model, *about, *common, "--quiet", "--yes", "--json")
